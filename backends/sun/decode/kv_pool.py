@@ -1,0 +1,67 @@
+"""The worker's KV memory: one preallocated block, handed out in contiguous slots by a token budget."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sun.model.manifest import Geometry
+
+
+@dataclass(frozen=True, order=True)
+class Slot:
+    """Tokens ``start`` to ``start + size`` of the pool: one sequence's prompt and all it may generate."""
+
+    start: int
+    size: int
+
+
+class KVPool:
+    """K and V of all sequences, [layers, 2, kv_heads, budget, head_dim] float32; a slot is a range of the budget.
+
+    A slot is contiguous so that attention reads it in place. It is taken for a sequence's whole possible length, so a
+    sequence that was admitted always fits.
+    """
+
+    def __init__(self, geometry: Geometry, budget: int):
+        self.budget = budget
+        self.data = torch.empty(geometry.layers, 2, geometry.kv_heads, budget, geometry.head_dim)
+        self._free = [Slot(0, budget)]
+
+    @property
+    def free_tokens(self) -> int:
+        """Tokens in no slot (not all in one piece, perhaps)."""
+        return sum(slot.size for slot in self._free)
+
+    def take(self, size: int) -> Slot | None:
+        """A slot of ``size`` tokens from the tightest gap that holds it, or None."""
+        gap = min((s for s in self._free if s.size >= size), key=lambda s: s.size, default=None)
+        if gap is None:
+            return None
+        self._free.remove(gap)
+        if gap.size > size:
+            bisect.insort(self._free, Slot(gap.start + size, gap.size - size))
+        return Slot(gap.start, size)
+
+    def give_back(self, slot: Slot) -> None:
+        """Return a slot, joining it with free neighbours. Raises ValueError if any of it was free already."""
+        at = bisect.bisect(self._free, slot)
+        before = self._free[at - 1] if at else None
+        after = self._free[at] if at < len(self._free) else None
+        start, end = slot.start, slot.start + slot.size
+        if (before and before.start + before.size > start) or (after and after.start < end) or end > self.budget:
+            raise ValueError(f"{slot} was not taken")
+        if after and after.start == end:
+            self._free.pop(at)
+            end = after.start + after.size
+        if before and before.start + before.size == start:
+            self._free.pop(at - 1)
+            start = before.start
+        bisect.insort(self._free, Slot(start, end - start))
+
+    def view(self, slot: Slot, tokens: int) -> Tensor:
+        """The first ``tokens`` tokens of a slot, [layers, 2, kv_heads, tokens, head_dim], in place."""
+        return self.data[:, :, :, slot.start : slot.start + tokens]

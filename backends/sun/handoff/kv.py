@@ -1,0 +1,33 @@
+"""KV bytes as tensors. Apart from the transports, so that who only passes tickets on needs no torch."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from sun.handoff.ticket import Ticket, TicketError, checksum
+
+
+def kv_tensor(buffer: memoryview, shape: tuple[int, ...]) -> Tensor:
+    """float32 tensor of ``shape`` over the bytes of ``buffer``, without a copy."""
+    if not buffer.nbytes:
+        return torch.empty(shape, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a read-only buffer is fine: nobody writes to a pulled KV
+        return torch.frombuffer(buffer, dtype=torch.float32).view(shape)
+
+
+def verified_kv(ticket: Ticket, buffer: memoryview) -> Tensor:
+    """K and V [layers, 2, kv_heads, tokens, head_dim] if ``buffer`` is, by size and checksum, what the ticket describes.
+
+    Raises TicketError naming the field otherwise.
+    """
+    if buffer.nbytes != ticket.nbytes:
+        raise TicketError(f"ticket.tokens: {ticket.tokens} tokens are {ticket.nbytes} bytes of KV, but {buffer.nbytes} arrived")
+    got = checksum(buffer)
+    if got != ticket.checksum:
+        raise TicketError(f"ticket.checksum: says {ticket.checksum}, the KV's is {got}")
+    geometry = ticket.geometry
+    return kv_tensor(buffer, (geometry.layers, 2, geometry.kv_heads, ticket.tokens, geometry.head_dim))

@@ -1,0 +1,173 @@
+"""Transport ``shm``: the KV lies in a file of /dev/shm; only the ticket travels.
+
+Layout: ``<root>/<owner>/<name>``, names of 128 random bits, modes 0700 and 0600. The owner is the publishing process:
+it holds a lock on ``<owner>/.lock`` as long as it lives, so anyone can tell the remains of a dead one (also across PID
+namespaces) and sweep them. A ticket's lease is its file's age: holders renew it by touching the file, the owner
+deletes what nobody has touched for ``lease_s``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import msgspec
+
+from sun.handoff.ticket import Ticket, TicketError
+from sun.handoff.transport import Describe, Publication
+
+LOCATION = re.compile(r"[0-9a-f]{32}/[0-9a-f]{32}")
+LEASE_S = 60.0
+
+
+def default_root() -> Path:
+    """Where this user's KV lies: ``$SUN_SHM``, else a folder of /dev/shm."""
+    return Path(os.environ.get("SUN_SHM") or f"/dev/shm/sun-kv-{os.getuid()}")
+
+
+class ShmPublication:
+    """A file being filled."""
+
+    def __init__(self, path: Path, nbytes: int):
+        self.path, self.location = path, f"{path.parent.name}/{path.name}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            if nbytes:
+                # Take the pages now: past /dev/shm's size a later write would kill the process with SIGBUS.
+                os.posix_fallocate(fd, 0, nbytes)
+            self.buffer = memoryview(mmap.mmap(fd, nbytes)) if nbytes else memoryview(bytearray())
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(fd)
+
+    def ship(self, describe: Describe) -> list[bytes]:
+        """Start the lease and return the ticket's JSON."""
+        shipment = [msgspec.json.encode(describe(self.buffer, Shm.name, self.location))]
+        self.buffer = memoryview(b"")
+        with suppress(FileNotFoundError):
+            os.utime(self.path)
+        return shipment
+
+    def drop(self) -> None:
+        """Delete the file."""
+        self.buffer = memoryview(b"")
+        self.path.unlink(missing_ok=True)
+
+
+class Shm:
+    """See the module. ``publisher`` makes this process an owner, with a thread that ends leases."""
+
+    name = "shm"
+
+    def __init__(self, root: Path | None = None, publisher: bool = False, lease_s: float = LEASE_S):
+        self.root, self.lease_s = root or default_root(), lease_s
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.root.stat().st_uid != os.getuid():
+            raise PermissionError(f"{self.root} belongs to another user; set SUN_SHM to a folder of your own")
+        self.sweep()
+        self.owner: Path | None = None
+        self._stop = threading.Event()
+        if publisher:
+            self._become_owner()
+
+    def _become_owner(self) -> None:
+        # Lock first, name second: a folder under its final name is always locked or dead.
+        fresh = self.root / f".new-{secrets.token_hex(16)}"
+        fresh.mkdir(mode=0o700, parents=True)  # another process may just have removed the empty root
+        self._lock = os.open(fresh / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.owner = fresh.rename(self.root / secrets.token_hex(16))
+        self._reaper = threading.Thread(target=self._reap, name="kv-leases", daemon=True)
+        self._reaper.start()
+
+    def _reap(self) -> None:
+        while not self._stop.wait(min(1.0, self.lease_s / 4)):
+            self.expire()
+            self.sweep()
+
+    def expire(self) -> int:
+        """Delete this owner's files that nobody touched for ``lease_s`` seconds; returns how many."""
+        expired = 0
+        for entry in os.scandir(self.owner):
+            with suppress(FileNotFoundError):
+                if entry.name != ".lock" and time.time() - entry.stat().st_mtime > self.lease_s:
+                    os.unlink(entry.path)
+                    expired += 1
+        return expired
+
+    def sweep(self) -> int:
+        """Delete the folders of owners that no longer live; returns how many."""
+        swept = 0
+        for folder in self.root.iterdir():
+            try:
+                fd = os.open(folder / ".lock", os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if time.time() - folder.stat().st_mtime > 60:  # being made, or its maker died between two calls
+                    shutil.rmtree(folder, ignore_errors=True)
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+                swept += 1
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(fd)
+        return swept
+
+    def close(self) -> None:
+        """End this owner: its tickets disappear, and the root too if it was the last."""
+        self._stop.set()
+        if self.owner is not None:
+            self._reaper.join()
+            shutil.rmtree(self.owner, ignore_errors=True)
+            os.close(self._lock)
+            self.owner = None
+        with suppress(OSError):
+            self.root.rmdir()
+
+    def reserve(self, nbytes: int) -> Publication:
+        """A new file of ``nbytes``. Raises OSError (ENOSPC) if /dev/shm has no room for it."""
+        if self.owner is None:
+            raise RuntimeError("this Shm transport was not opened as a publisher")
+        return ShmPublication(self.owner / secrets.token_hex(16), nbytes)
+
+    def _path(self, ticket: Ticket) -> Path:
+        if LOCATION.fullmatch(ticket.location) is None:
+            raise TicketError(f"ticket.location: {ticket.location!r} is not a shared-memory location")
+        return self.root / ticket.location
+
+    @contextmanager
+    def pull(self, ticket: Ticket, shipment: list[bytes]) -> Iterator[memoryview]:
+        """The file's bytes, mapped."""
+        try:
+            fd = os.open(self._path(ticket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise TicketError(f"ticket.location: {ticket.location} is gone (released, or its lease of {self.lease_s:g} s ended)") from None
+        try:
+            size = os.fstat(fd).st_size
+            mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None
+        finally:
+            os.close(fd)
+        # Unmapped when the last view of it goes; closing here would fail while a tensor still looks at it.
+        yield memoryview(mapped) if mapped is not None else memoryview(b"")
+
+    def renew(self, ticket: Ticket) -> None:
+        """Touch the file."""
+        with suppress(FileNotFoundError):
+            os.utime(self._path(ticket))
+
+    def release(self, ticket: Ticket) -> None:
+        """Delete the file."""
+        self._path(ticket).unlink(missing_ok=True)

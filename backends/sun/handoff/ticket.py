@@ -1,0 +1,80 @@
+"""The KV ticket: what a handed-over KV cache is, who made it, and where it lies."""
+
+from __future__ import annotations
+
+import msgspec
+import xxhash
+
+from sun.model.manifest import BaseManifest, Geometry, TaskManifest
+
+TICKET_VERSION = 1
+ITEMSIZE = {"float32": 4}
+MAX_TICKET_BYTES = 1 << 20
+
+
+class TicketError(ValueError):
+    """A ticket, or the KV it points to, that must not be decoded from. The message names the field."""
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Describes K and V of ``tokens`` prompt tokens, laid out as [layers, 2, kv_heads, tokens, head_dim], keys after RoPE.
+
+    checksum: "xxh3:<hex>" of the KV's bytes. transport and location: how to get them ("shm", "inline").
+    """
+
+    version: int
+    base_digest: str
+    geometry: Geometry
+    dtype: str
+    tokens: int
+    task: str
+    weights_digest: str
+    checksum: str
+    transport: str
+    location: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of KV that belong to this ticket."""
+        return self.geometry.kv_bytes(self.tokens, ITEMSIZE[self.dtype])
+
+
+def checksum(kv: memoryview | bytes) -> str:
+    """Checksum of KV bytes (XXH3, 64 bits: about memory speed; it guards against faults, not against forgery)."""
+    return f"xxh3:{xxhash.xxh3_64_hexdigest(kv)}"
+
+
+def describe(base: BaseManifest, task: TaskManifest, tokens: int, kv: memoryview | bytes, transport: str, location: str = "") -> Ticket:
+    """The ticket of a float32 KV that ``task``'s prefill module computed."""
+    return Ticket(
+        version=TICKET_VERSION, base_digest=base.digest, geometry=base.geometry, dtype="float32", tokens=tokens,
+        task=task.name, weights_digest=task.weights_digest, checksum=checksum(kv), transport=transport, location=location)
+
+
+def parse(data: bytes) -> Ticket:
+    """Read a ticket's JSON. Raises TicketError naming the field that is missing, unknown or of the wrong type."""
+    if len(data) > MAX_TICKET_BYTES:
+        raise TicketError(f"ticket: {len(data)} bytes, the limit is {MAX_TICKET_BYTES}")
+    try:
+        version = msgspec.json.decode(data, type=dict).get("version")
+        if version != TICKET_VERSION:
+            raise TicketError(f"ticket.version: got {version!r}, this side speaks {TICKET_VERSION}")
+        ticket = msgspec.json.decode(data, type=Ticket)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise TicketError(f"ticket: {error}") from error
+    if ticket.dtype not in ITEMSIZE:
+        raise TicketError(f"ticket.dtype: got {ticket.dtype!r}, expected one of {', '.join(ITEMSIZE)}")
+    if ticket.tokens < 0:
+        raise TicketError(f"ticket.tokens: got {ticket.tokens}, must be 0 or more")
+    return ticket
+
+
+def check_fits(ticket: Ticket, base: BaseManifest, task: str, prompt_tokens: int) -> None:
+    """Raise TicketError unless a decode module of ``base`` may continue a prompt of ``prompt_tokens`` tokens from it."""
+    expected = {
+        "base_digest": base.digest, "geometry": base.geometry, "dtype": "float32", "task": task, "tokens": prompt_tokens - 1,
+    }
+    for field, value in expected.items():
+        got = getattr(ticket, field)
+        if got != value:
+            raise TicketError(f"ticket.{field}: got {got!r}, this decode module needs {value!r}")

@@ -1,0 +1,57 @@
+"""The whole pipeline in one process, without Triton: for tests, evaluation and measuring the bare engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sun.decode.engine import DecodeEngine
+from sun.decode.executor import TorchExecutor
+from sun.decode.kv_pool import KVPool
+from sun.handoff.inline import Inline
+from sun.handoff.transport import Transport
+from sun.messages import Ack, Admit, StepEvents
+from sun.model.loading import load_decode, load_prefill
+from sun.prefill.engine import PrefillEngine
+
+
+class LocalFleet:
+    """A `sun.router.fleet.Fleet` of engines in this process.
+
+    task_dirs: task -> the folder of its manifest and weights. workers: how many decode engines share the module.
+    """
+
+    def __init__(self, base_dir: str | Path, task_dirs: dict[str, Path], workers: int = 1, kv_tokens: int = 16384,
+                 transport: Transport | None = None, token_budget: int = 512, max_batch: int = 64):
+        transport = transport or Inline()
+        base, model = load_decode(base_dir)
+        self.prefills: dict[str, PrefillEngine] = {}
+        for name, folder in task_dirs.items():
+            task, module = load_prefill(base_dir, folder)
+            self.prefills[name] = PrefillEngine(module, task, transport, token_budget)
+        self.decodes: dict[str, DecodeEngine] = {}
+        for i in range(workers):
+            pool = KVPool(base.geometry, kv_tokens)
+            self.decodes[f"decode_{i}"] = DecodeEngine(base, TorchExecutor(model, pool), pool, [transport], max_batch)
+
+    def prefill(self, task: str, ids: list[int]) -> list[bytes]:
+        """See `Fleet.prefill`."""
+        return self.prefills[task].submit(ids).result()
+
+    def admit(self, worker: str, admit: Admit, shipment: list[bytes]) -> Ack:
+        """See `Fleet.admit`."""
+        return self.decodes[worker].admit(admit, shipment)
+
+    def abort(self, worker: str, ids: list[str]) -> Ack:
+        """See `Fleet.abort`."""
+        return self.decodes[worker].abort(ids)
+
+    def listen(self, worker: str, router: str) -> Iterator[StepEvents]:
+        """See `Fleet.listen`."""
+        for steps in self.decodes[worker].outbox.listen(router):
+            yield from steps
+
+    def close(self) -> None:
+        """Stop all engines."""
+        for engine in (*self.prefills.values(), *self.decodes.values()):
+            engine.close()

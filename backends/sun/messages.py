@@ -1,0 +1,110 @@
+"""What a router and a decode worker say to each other. JSON, so the same messages serve BLS, gRPC and a person with curl."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sun.decode.params import SamplingParams
+
+
+class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit", forbid_unknown_fields=True):
+    """Decode one sequence. Its shipment follows as the message tensor's further elements.
+
+    id: unique per sequence. router: where its events go. prompt: token ids x1..xn; the ticket holds K and V of all but the last.
+    """
+
+    id: str
+    router: str
+    task: str
+    prompt: list[int]
+    params: SamplingParams
+
+
+class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort", forbid_unknown_fields=True):
+    """Drop these sequences at once; unknown ones are ignored."""
+
+    ids: list[str]
+
+
+class Listen(msgspec.Struct, frozen=True, kw_only=True, tag="listen", forbid_unknown_fields=True):
+    """Stream this router's events, as one `StepEvents` per step, until it has no sequence left here."""
+
+    router: str
+
+
+class GetStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats", forbid_unknown_fields=True):
+    """Ask for the worker's state and its steps after step number ``after``."""
+
+    after: int = 0
+
+
+Request = Admit | Abort | Listen | GetStats
+
+
+class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
+    """An `Admit` or `Abort` was taken. load: tokens that this worker's sequences may still generate."""
+
+    load: int
+
+
+class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence's part of a step: a token, or the error that ended it.
+
+    finish: "stop" (an end-of-turn or stop token, which ``token`` then is), "length" or "error".
+    """
+
+    id: str
+    token: int | None = None
+    logprob: float | None = None
+    top: list[tuple[int, float]] | None = None
+    finish: str | None = None
+    error: str | None = None
+
+
+class StepEvents(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """Everything one step brought for one router. load: as in `Ack`."""
+
+    step: int
+    load: int
+    events: list[TokenEvent]
+
+
+class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A past step: its number, duration in ms, and how many sequences of each task it decoded."""
+
+    step: int
+    ms: float
+    tasks: dict[str, int]
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
+    """A worker's state. Tokens count KV slots; steps are the latest ones, oldest first."""
+
+    running: int
+    waiting: int
+    load: int
+    free_tokens: int
+    budget_tokens: int
+    step: int
+    steps: list[StepRecord]
+
+
+Reply = Ack | StepEvents | Stats
+
+_request = msgspec.json.Decoder(Request)
+_reply = msgspec.json.Decoder(Reply)
+
+
+def encode(message: Request | Reply) -> bytes:
+    """A message as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Parse a request; raises ValueError naming the field at fault."""
+    return _request.decode(data)
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Parse a reply."""
+    return _reply.decode(data)

@@ -1,0 +1,87 @@
+"""What a base and a task say about themselves on disk: `sun_base.json` and `task.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from sun.text.prompt import PromptSettings
+
+BASE_FILE = "sun_base.json"
+TASK_FILE = "task.json"
+
+
+class Rope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Rotary position embedding: angle = position * inv_freq[i], cos and sin times ``scale`` (YaRN's attention factor)."""
+
+    kind: str
+    inv_freq: list[float]
+    scale: float = 1.0
+
+
+class Geometry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything the KV cache's meaning depends on. Two modules may hand over KV only if these are equal."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope
+
+    def kv_bytes(self, tokens: int, itemsize: int) -> int:
+        """Bytes of the K and V of ``tokens`` tokens over all layers."""
+        return self.layers * 2 * self.kv_heads * tokens * self.head_dim * itemsize
+
+
+class BaseManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The base model as `sun base` laid it out: what the engine needs to know, and the digest of its weights."""
+
+    source: str
+    architecture: str
+    digest: str
+    geometry: Geometry
+    hidden: int
+    heads: int
+    vocab: int
+    norm_eps: float
+    max_context: int
+    eos_ids: list[int]
+    prompt: PromptSettings
+
+    @classmethod
+    def load(cls, base_dir: str | Path) -> BaseManifest:
+        """Read ``sun_base.json``; raises FileNotFoundError with what to run if there is no base there."""
+        path = Path(base_dir) / BASE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"no base model at {base_dir}: make one with `sun base`")
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+
+class TaskManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One task: the weights of its prefill module, the base they belong to, and what tuning knows about them.
+
+    weights: "lora" (peft's files beside this one), "full" (a checkpoint beside this one) or "identity" (the base's own).
+    weights_digest: "sha256:..." of the weights file; "identity" for the identity task.
+    sampling: this task's defaults, overridden key by key by a request's.
+    metric: what the task is scored by, and scores measured so far.
+    """
+
+    name: str
+    weights: str
+    weights_digest: str
+    base_digest: str
+    prompt: PromptSettings
+    sampling: dict[str, float | int | bool] = {}
+    metric: dict[str, str | float | int] = {}
+
+    @classmethod
+    def load(cls, task_dir: str | Path) -> TaskManifest:
+        """Read ``task.json`` of a task's version directory."""
+        return msgspec.json.decode((Path(task_dir) / TASK_FILE).read_bytes(), type=cls)
+
+
+def write_manifest(directory: str | Path, manifest: BaseManifest | TaskManifest) -> None:
+    """Write a manifest in its file of ``directory``, readable and stable under git."""
+    name = BASE_FILE if isinstance(manifest, BaseManifest) else TASK_FILE
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    (Path(directory) / name).write_bytes(text + b"\n")

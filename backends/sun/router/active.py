@@ -1,0 +1,105 @@
+"""A request in flight: what it has sent, what it waits for, and its one end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from sun.handoff.ticket import Ticket
+from sun.messages import TokenEvent
+from sun.router.errors import RequestError
+from sun.router.request import GenerateRequest
+from sun.text.stream import TextStream
+
+
+@dataclass
+class Piece:
+    """A part of an answer; the last one has a finish reason ("stop" or "length"). Tokens are those since the piece before."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[dict] = field(default_factory=list)
+    num_input_tokens: int = 0
+    finish_reason: str | None = None
+
+    def add(self, other: Piece) -> None:
+        """Join a later piece to this one."""
+        self.text += other.text
+        self.token_ids += other.token_ids
+        self.logprobs += other.logprobs
+        self.finish_reason = other.finish_reason
+
+
+class Client(Protocol):
+    """Where an answer goes. Called from any thread, one call at a time."""
+
+    def send(self, piece: Piece) -> None:
+        """Deliver a piece; nothing follows one with a finish reason."""
+
+    def fail(self, error: RequestError) -> None:
+        """End the answer with an error."""
+
+    def cancelled(self) -> bool:
+        """Whether the client has gone or wants no more."""
+
+
+class Active:
+    """One request's way through the router. Whatever ends it first wins; all else is then ignored."""
+
+    def __init__(self, key: str, request: GenerateRequest, client: Client, deadline_s: float):
+        self.key, self.request, self.client = key, request, client
+        self.deadline = time.monotonic() + deadline_s
+        self.deadline_s = deadline_s
+        self.ended = False
+        self.worker: str | None = None
+        self.admitted = False
+        self.ticket: Ticket | None = None
+        self.text: TextStream | None = None
+        self._lock = threading.Lock()
+        self._pending = Piece()
+
+    def begin(self, text: TextStream, num_input_tokens: int) -> None:
+        """The prompt is known; tokens may come."""
+        self.text = text
+        self._pending = Piece(text=self.request.echo, num_input_tokens=num_input_tokens)
+
+    def take(self, event: TokenEvent) -> bool:
+        """Handle a worker's event; True if it ended the request, so that the router can clean up after it."""
+        if event.error is not None:
+            return self.fail(RequestError("INTERNAL", event.error))
+        assert self.text is not None and event.token is not None
+        with self._lock:
+            if self.ended:
+                return False
+            text, hit = ("", False) if event.finish == "stop" else self.text.push(event.token)
+            finish = "stop" if hit else event.finish
+            if event.finish and not hit:
+                rest, hit = self.text.finish()
+                text, finish = text + rest, "stop" if hit else finish
+            self._pending.add(Piece(text, [event.token], self._logprob(event), finish_reason=finish))
+            if finish or (self.request.stream and (text or self._wants_tokens)):
+                self.ended = finish is not None
+                piece, self._pending = self._pending, Piece(num_input_tokens=self._pending.num_input_tokens)
+                self.client.send(piece)
+            return self.ended
+
+    def fail(self, error: RequestError) -> bool:
+        """End with an error; False if it had ended already."""
+        with self._lock:
+            if self.ended:
+                return False
+            self.ended = True
+            self.client.fail(error)
+            return True
+
+    @property
+    def _wants_tokens(self) -> bool:
+        return not self.request.returns.isdisjoint(("token_ids", "logprobs", "num_output_tokens"))
+
+    @staticmethod
+    def _logprob(event: TokenEvent) -> list[dict]:
+        if event.logprob is None:
+            return []
+        return [{"token_id": event.token, "logprob": event.logprob, "top": [{"token_id": t, "logprob": v} for t, v in event.top or []]}]

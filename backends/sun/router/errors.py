@@ -1,0 +1,11 @@
+"""Why a request failed, in the terms of Triton's error codes."""
+
+from __future__ import annotations
+
+
+class RequestError(Exception):
+    """A failed request: ``code`` is INVALID_ARG, NOT_FOUND, UNAVAILABLE, CANCELLED, DEADLINE or INTERNAL."""
+
+    def __init__(self, code: str, message: str):
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,147 @@
+"""What a client asked for: the inputs of `sun`, checked field by field."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from sun.decode.params import SamplingParams, sampling_params
+from sun.router.errors import RequestError
+from sun.text.prompt import check_messages
+
+MAX_TEXT_BYTES = 1 << 20
+INPUTS = {
+    "text_input": "TYPE_STRING", "messages": "TYPE_STRING", "task": "TYPE_STRING", "stream": "TYPE_BOOL",
+    "sampling_parameters": "TYPE_STRING", "exclude_input_in_output": "TYPE_BOOL", "return_finish_reason": "TYPE_BOOL",
+    "return_num_input_tokens": "TYPE_BOOL", "return_num_output_tokens": "TYPE_BOOL", "return_token_ids": "TYPE_BOOL",
+    "return_logprobs": "TYPE_BOOL", "ticket": "TYPE_STRING", "prompt_ids": "TYPE_INT64",
+}
+"""`sun`'s inputs and their Triton types, all optional to Triton; named as in Triton's vLLM backend where it has them."""
+OUTPUTS = {
+    "text_output": "TYPE_STRING", "finish_reason": "TYPE_STRING", "num_input_tokens": "TYPE_UINT32",
+    "num_output_tokens": "TYPE_UINT32", "token_ids": "TYPE_INT64", "logprobs": "TYPE_STRING",
+}
+"""`sun`'s outputs; all but the text only when asked for."""
+RETURNS = ("finish_reason", "num_input_tokens", "num_output_tokens", "token_ids", "logprobs")
+"""Outputs given only when ``return_<name>`` is true."""
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A prompt that a prefill module has run already (the ensembles' way in): its token ids x1..xn and its shipment."""
+
+    prompt: list[int]
+    shipment: list[bytes]
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """One request. ``task`` is None only with a handover, whose ticket names it.
+
+    sampling: the keys the client gave. echo: text to begin the output with. returns: the optional outputs asked for.
+    """
+
+    messages: list[dict[str, Any]]
+    sampling: dict[str, Any]
+    task: str | None = None
+    stream: bool = False
+    echo: str = ""
+    returns: frozenset[str] = frozenset()
+    deadline_s: float | None = None
+    handover: Handover | None = None
+
+    def params(self, defaults: dict[str, Any]) -> SamplingParams:
+        """Sampling parameters over a task's defaults; without a seed one is drawn here, so that a replay repeats the text."""
+        params = sampling_params({**defaults, **self.sampling})
+        return params if params.seed is not None else msgspec.structs.replace(params, seed=secrets.randbits(63))
+
+
+def parse_request(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> GenerateRequest:
+    """Read a request's tensors by name, and its Triton parameters: sampling keys as well, for the likes of curl.
+
+    Raises RequestError (INVALID_ARG) naming the field and the limit.
+    """
+    try:
+        return _parse(inputs, parameters)
+    except ValueError as error:
+        raise RequestError("INVALID_ARG", str(error)) from error
+
+
+def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> GenerateRequest:
+    stream = bool(_one(inputs, "stream", False))
+    returns = frozenset(name for name in RETURNS if _one(inputs, f"return_{name}", False))
+    sampling = _object(_text(inputs, "sampling_parameters") or "{}", "sampling_parameters")
+    given = {key: value for key, value in parameters.items() if not key.startswith("triton_")}
+    deadline_s = given.pop("deadline_s", None)
+    if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 86400):
+        raise ValueError(f"deadline_s: must be more than 0 and less than 86400 seconds, got {deadline_s!r}")
+    text = parse_text(inputs)
+    echo = ""
+    if not _one(inputs, "exclude_input_in_output", True):
+        if stream:
+            raise ValueError("exclude_input_in_output: false is not supported together with stream")
+        echo = text[-1]["content"]
+    return GenerateRequest(
+        messages=text, sampling={**sampling, **given}, task=_text(inputs, "task") or None, stream=stream, echo=echo,
+        returns=returns, deadline_s=deadline_s, handover=_handover(inputs))
+
+
+def parse_text(inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The conversation in ``messages`` (chat JSON) or ``text_input`` (one user message). Raises ValueError naming the field."""
+    text, messages = _text(inputs, "text_input"), _text(inputs, "messages")
+    if text and messages:
+        raise ValueError("messages: give either text_input or messages, not both")
+    if messages:
+        try:
+            return check_messages(json.loads(messages))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"messages: malformed JSON: {error}") from error
+    if not text or not text.strip():
+        raise ValueError("text_input: is empty; at least one character is needed (or give messages)")
+    return [{"role": "user", "content": text}]
+
+
+def _handover(inputs: dict[str, np.ndarray]) -> Handover | None:
+    ticket, prompt = inputs.get("ticket"), inputs.get("prompt_ids")
+    if ticket is None and prompt is None:
+        return None
+    if ticket is None or prompt is None or not ticket.size or not prompt.size:
+        raise ValueError("ticket: must come together with prompt_ids, the token ids of the whole prompt")
+    return Handover(prompt.reshape(-1).tolist(), [bytes(part) for part in ticket.reshape(-1)])
+
+
+def _one(inputs: dict[str, np.ndarray], name: str, default: Any) -> Any:
+    array = inputs.get(name)
+    if array is None:
+        return default
+    if array.size != 1:
+        raise ValueError(f"{name}: expected one value, got an array of shape {list(array.shape)}")
+    return array.reshape(-1)[0]
+
+
+def _text(inputs: dict[str, np.ndarray], name: str) -> str | None:
+    value = _one(inputs, name, None)
+    if value is None:
+        return None
+    data = value.encode() if isinstance(value, str) else bytes(value)
+    if len(data) > MAX_TEXT_BYTES:
+        raise ValueError(f"{name}: {len(data)} bytes, the limit is {MAX_TEXT_BYTES}")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _object(text: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{name}: malformed JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: expected a JSON object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,51 @@
+"""What a Triton model of ours is told: its place in the repository and the parameters of its config.pbtxt."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def check_numpy(version: str = np.__version__) -> None:
+    """Raise RuntimeError under numpy 2: the Python stub of Triton 24.10 then corrupts tensors without an error."""
+    if int(version.split(".")[0]) >= 2:
+        raise RuntimeError(
+            f"numpy {version} silently corrupts tensors in this Triton's Python stub; run `pip install \"numpy<2\"` in the environment "
+            "that tritonserver uses, and start again")
+
+
+class Place:
+    """Where a model lies. args: what Triton passes to ``initialize``.
+
+    The base model is `../build/base` beside the model repository.
+    """
+
+    def __init__(self, args: dict[str, str]):
+        check_numpy()
+        self.name = args["model_name"]
+        self.repository = Path(args["model_repository"]).parent
+        self.version_dir = self.repository / self.name / args["model_version"]
+        self.base_dir = base_dir(self.repository)
+        self._parameters = json.loads(args["model_config"]).get("parameters", {})
+
+    def settings(self, kind: type[S]) -> S:
+        """The parameters as ``kind``. Raises ValueError naming one that is unknown or out of its limits.
+
+        Triton's own parameters, written in capitals (EXECUTION_ENV_PATH), are left to Triton.
+        """
+        values: dict[str, Any] = {key: value["string_value"] for key, value in self._parameters.items() if not key.isupper()}
+        try:
+            return msgspec.convert(values, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"config.pbtxt of {self.name}: parameters: {error}; known are {', '.join(kind.__struct_fields__)}") from error
+
+
+def base_dir(repository: Path) -> Path:
+    """The base model that a model repository's tasks and workers share."""
+    return repository.parent / "build" / "base"
