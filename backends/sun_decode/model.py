@@ -1,0 +1,86 @@
+"""Triton model `decode_<k>`: one worker of the shared decode pool. Messages in, replies out (see sun/messages.py)."""
+
+import threading
+
+import msgspec
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from sun.handoff.inline import Inline
+from sun.handoff.shm import Shm
+from sun.messages import Abort, Admit, GetStats, Listen, Reply, decode_request, encode
+from sun.settings import Place
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """kv_tokens: the KV pool's budget. max_batch: most sequences in a step. threads: CPU threads of a step."""
+
+    kv_tokens: int = 16384
+    max_batch: int = 64
+    threads: int = 1
+
+
+class TritonPythonModel:
+    """A thin adapter: Triton requests <-> `DecodeEngine`."""
+
+    @staticmethod
+    def auto_complete_config(config):
+        """One tensor each way; several replies a request, because `Listen` streams."""
+        config.set_max_batch_size(0)
+        config.add_input({"name": "message", "data_type": "TYPE_STRING", "dims": [-1]})
+        config.add_output({"name": "reply", "data_type": "TYPE_STRING", "dims": [-1]})
+        config.set_model_transaction_policy({"decoupled": True})
+        return config
+
+    def initialize(self, args):
+        """Map the shared weights and start the engine."""
+        # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
+        from sun.decode.engine import DecodeEngine
+        from sun.decode.executor import TorchExecutor
+        from sun.decode.kv_pool import KVPool
+        from sun.model.loading import load_decode
+
+        place = Place(args)
+        settings = place.settings(Settings)
+        base, model = load_decode(place.base_dir)
+        pool = KVPool(base.geometry, settings.kv_tokens)
+        self.shm = Shm()
+        executor = TorchExecutor(model, pool)
+        self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads)
+
+    def execute(self, requests):
+        """Answer at once, but for `Listen`, which a thread serves as long as its router has sequences here."""
+        for request in requests:
+            sender = request.get_response_sender()
+            message, *shipment = [bytes(part) for part in pb_utils.get_input_tensor_by_name(request, "message").as_numpy().reshape(-1)] or [b""]
+            try:
+                self._answer(decode_request(message), shipment, sender)
+            except Exception as error:
+                code = pb_utils.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb_utils.TritonError.INTERNAL
+                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(f"message: {error}", code)), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _answer(self, message, shipment, sender):
+        match message:
+            case Listen(router=router):
+                threading.Thread(target=self._stream, args=(router, sender), name=f"listen-{router}", daemon=True).start()
+            case Admit():
+                sender.send(response([self.engine.admit(message, shipment)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            case Abort(ids=ids):
+                sender.send(response([self.engine.abort(ids)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            case GetStats(after=after):
+                sender.send(response([self.engine.stats(after)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _stream(self, router, sender):
+        for steps in self.engine.outbox.listen(router):
+            sender.send(response(steps))
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def finalize(self):
+        """Stop the engine; what still decodes ends with an error."""
+        self.engine.close()
+        self.shm.close()
+
+
+def response(replies: list[Reply]):
+    """Replies as the tensor `reply` [len(replies)]."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor("reply", np.array([encode(reply) for reply in replies], dtype=np.object_))])

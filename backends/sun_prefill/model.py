@@ -1,0 +1,78 @@
+"""Triton model `prefill_<task>`: prompt token ids x1..x(n-1) in, a KV ticket out."""
+
+import msgspec
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from sun.handoff.inline import Inline
+from sun.handoff.shm import LEASE_S, Shm
+from sun.settings import Place
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """token_budget: most tokens in a pass. threads: CPU threads of a pass. transport: "shm" or "inline".
+
+    lease_s: seconds after which a ticket that nobody renews or releases disappears.
+    """
+
+    token_budget: int = 512
+    threads: int = 1
+    transport: str = "shm"
+    lease_s: float = LEASE_S
+
+
+class TritonPythonModel:
+    """A thin adapter: Triton requests <-> `PrefillEngine`."""
+
+    @staticmethod
+    def auto_complete_config(config):
+        """One ticket a prompt. Not decoupled: Triton lets an ensemble's step mix its output with the ensemble's inputs only then."""
+        config.set_max_batch_size(0)
+        config.add_input({"name": "input_ids", "data_type": "TYPE_INT64", "dims": [-1]})
+        config.add_output({"name": "ticket", "data_type": "TYPE_STRING", "dims": [-1]})
+        return config
+
+    def initialize(self, args):
+        """Map the weights, become a publisher of KV, start the engine."""
+        # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
+        from sun.model.loading import load_prefill
+        from sun.prefill.engine import PrefillEngine
+
+        place = Place(args)
+        settings = place.settings(Settings)
+        task, model = load_prefill(place.base_dir, place.version_dir)
+        if settings.transport not in ("shm", "inline"):
+            raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
+        self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
+        self.engine = PrefillEngine(model, task, self.transport, settings.token_budget, settings.threads)
+
+    def execute(self, requests):
+        """Queue the prompts; each is answered when its KV is published."""
+        for request in requests:
+            sender = request.get_response_sender()
+            ids = pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy().reshape(-1).tolist()
+            try:
+                self.engine.submit(ids).add_done_callback(lambda future, sender=sender: answer(sender, future))
+            except Exception as error:
+                fail(sender, error)
+
+    def finalize(self):
+        """Finish what is queued; tickets end with this process."""
+        self.engine.close()
+        if isinstance(self.transport, Shm):
+            self.transport.close()
+
+
+def answer(sender, future) -> None:
+    """Send a finished prompt's shipment, or what went wrong."""
+    if future.exception() is not None:
+        return fail(sender, future.exception())
+    ticket = pb_utils.Tensor("ticket", np.array(future.result(), dtype=np.object_))
+    sender.send(pb_utils.InferenceResponse([ticket]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def fail(sender, error: BaseException) -> None:
+    """Send an error: the caller's for a ValueError, UNAVAILABLE for want of room, else ours."""
+    kind = pb_utils.TritonError
+    code = kind.INVALID_ARG if isinstance(error, ValueError) else kind.UNAVAILABLE if isinstance(error, OSError) else kind.INTERNAL
+    sender.send(pb_utils.InferenceResponse(error=kind(str(error), code)), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

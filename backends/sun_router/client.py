@@ -1,0 +1,42 @@
+"""A Triton client on the other end of a response sender."""
+
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from sun.router.request import OUTPUTS
+
+CODES = {"DEADLINE": "CANCELLED"}  # Triton has no code for a deadline; the others' names are its own
+
+
+class TritonClient:
+    """A `sun.router.active.Client`: pieces become responses."""
+
+    def __init__(self, request):
+        self.returns = frozenset()
+        self._sender = request.get_response_sender()
+
+    def send(self, piece):
+        """Send one response; the stream ends with the piece that has a finish reason."""
+        optional = {
+            "finish_reason": [(piece.finish_reason or "").encode()], "num_input_tokens": [piece.num_input_tokens],
+            "num_output_tokens": [len(piece.token_ids)], "token_ids": piece.token_ids,
+            "logprobs": [json.dumps(piece.logprobs).encode()],
+        }
+        values = {"text_output": [piece.text.encode()], **{name: optional[name] for name in self.returns}}
+        tensors = [pb_utils.Tensor(name, np.array(value, dtype=DTYPES[OUTPUTS[name]])) for name, value in values.items()]
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if piece.finish_reason else 0
+        self._sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
+
+    def fail(self, error):
+        """End the stream with an error."""
+        error = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, CODES.get(error.code, error.code)))
+        self._sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def cancelled(self):
+        """Whether the client cancelled or went away."""
+        return self._sender.is_cancelled()
+
+
+DTYPES = {"TYPE_STRING": np.object_, "TYPE_UINT32": np.uint32, "TYPE_INT64": np.int64}
