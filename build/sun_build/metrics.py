@@ -1,0 +1,51 @@
+"""What an answer is worth: 1 if it is right, else 0, by the task's metric."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+
+OPERATORS: dict[type, Callable[[float, float], float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+}
+
+
+def exact(answer: str, reference: str) -> bool:
+    """Equal but for surrounding whitespace."""
+    return answer.strip() == reference.strip()
+
+
+def command(answer: str, reference: str) -> bool:
+    """Equal after runs of whitespace are made one space (NL2Bash's exact match)."""
+    return answer.split() == reference.split()
+
+
+def expression(answer: str, reference: str) -> bool:
+    """The expressions left of ``=`` have the same value, to 1e-3."""
+    try:
+        return abs(value(answer) - value(reference)) <= 1e-3
+    except ValueError:
+        return False
+
+
+def value(text: str) -> float:
+    """Value of the arithmetic left of ``=`` in ``text``. Raises ValueError if that is anything but numbers, + - * / and parentheses."""
+    try:
+        return _value(ast.parse(text.split("=")[0].strip(), mode="eval").body)
+    except (SyntaxError, ZeroDivisionError, RecursionError, OverflowError, MemoryError) as error:
+        raise ValueError(f"not an expression: {text[:80]!r}") from error
+
+
+def _value(node: ast.expr) -> float:
+    match node:
+        case ast.Constant(value=int() | float() as number):
+            return float(number)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in OPERATORS:
+            return OPERATORS[type(op)](_value(left), _value(right))
+    raise ValueError(f"not arithmetic: {ast.dump(node)[:80]}")
+
+
+METRICS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "intent": exact, "bash": command, "math": expression}

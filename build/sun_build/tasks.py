@@ -1,0 +1,78 @@
+"""A task is a folder: what `sun task add` writes into the model repository, and `sun task remove` deletes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from sun.model.loading import load_prefill, task_digest, task_weight_files
+from sun.model.manifest import BaseManifest, TaskManifest, write_manifest
+from sun.router.tasks import NAME, TaskRegistry
+from sun_build.ensemble import ensemble_config
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+PREFILL_CONFIG = """\
+# {name}: prompt token ids x1..x(n-1) -> KV ticket, with this task's weights. Written by `sun task add`.
+backend: "sun_prefill"
+instance_group [{{ kind: KIND_CPU, count: 1 }}]
+"""
+
+
+def weights_kind(weights: Path | None) -> str:
+    """"identity" without a folder, "lora" for one with peft's files, else "full". ValueError if it is none of them."""
+    if weights is None:
+        return "identity"
+    if (weights / "adapter_config.json").is_file():
+        return "lora"
+    if (weights / "model.safetensors").is_file() or (weights / "model.safetensors.index.json").is_file():
+        return "full"
+    raise ValueError(f"weights: {weights} holds neither a LoRA adapter ({', '.join(ADAPTER_FILES)}) nor a safetensors checkpoint")
+
+
+def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None = None, sampling: dict | None = None,
+             metric: dict | None = None) -> TaskManifest:
+    """Write `prefill_<name>` and the ensemble `<name>` into a model repository; replaces a task of that name.
+
+    weights: a folder with a LoRA adapter in peft's format or a full checkpoint; None for the base's own weights.
+    sampling: the task's defaults. Raises ValueError naming what of name, weights or sampling does not fit.
+    """
+    if NAME.fullmatch(name) is None:
+        raise ValueError(f"name: {name[:64]!r} is not a task name; use up to 63 of a-z, 0-9, _ and -, a letter or digit first")
+    if (repository / name).exists() and name not in TaskRegistry(repository).names():
+        raise ValueError(f"name: {name!r} is taken by another model of this repository")
+    if name.startswith(("prefill_", "decode_")):
+        raise ValueError(f"name: {name!r} must not begin with prefill_ or decode_, the names of modules")
+    base, kind = BaseManifest.load(base_dir), weights_kind(weights)
+    manifest = TaskManifest(
+        name=name, weights=kind, weights_digest=task_digest(weights or base_dir, kind), base_digest=base.digest, prompt=base.prompt,
+        sampling=sampling or {}, metric=metric or {})
+    # Made beside and moved in, so that a task is in the repository whole or not at all.
+    with tempfile.TemporaryDirectory(dir=repository.parent, prefix=".task-") as scratch:
+        prefill, ensemble = Path(scratch) / f"prefill_{name}", Path(scratch) / name
+        (prefill / "1").mkdir(parents=True)
+        (ensemble / "1").mkdir(parents=True)
+        (prefill / "config.pbtxt").write_text(PREFILL_CONFIG.format(name=name))
+        (ensemble / "config.pbtxt").write_text(ensemble_config(name))
+        for file in task_weight_files(weights or base_dir, kind):
+            shutil.copyfile(file, prefill / "1" / file.name)
+        index = (weights or base_dir) / "model.safetensors.index.json"
+        if kind == "full" and index.is_file():
+            shutil.copyfile(index, prefill / "1" / index.name)
+        write_manifest(prefill / "1", manifest)
+        load_prefill(base_dir, prefill / "1")
+        remove_task(repository, name, missing_ok=True)
+        for folder in (prefill, ensemble):
+            folder.rename(repository / folder.name)
+    return manifest
+
+
+def remove_task(repository: Path, name: str, missing_ok: bool = False) -> None:
+    """Delete a task's entries. Raises ValueError naming the tasks there are if there is no such task."""
+    if name not in TaskRegistry(repository).names():
+        if missing_ok:
+            return
+        raise ValueError(f"name: there is no task {name[:64]!r}; the tasks here are {', '.join(TaskRegistry(repository).names()) or 'none'}")
+    for folder in (f"prefill_{name}", name):
+        shutil.rmtree(repository / folder, ignore_errors=True)
