@@ -6,11 +6,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from sun.model.loading import load_prefill, task_digest, task_weight_files
-from sun.model.manifest import BaseManifest, TaskManifest, write_manifest
+from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest, write_manifest
 from sun.router.tasks import NAME, TaskRegistry
 from sun_build.ensemble import ensemble_config
 
+INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 PREFILL_CONFIG = """\
@@ -26,28 +29,36 @@ def weights_kind(weights: Path | None) -> str:
         return "identity"
     if (weights / "adapter_config.json").is_file():
         return "lora"
-    if (weights / "model.safetensors").is_file() or (weights / "model.safetensors.index.json").is_file():
+    if (weights / "model.safetensors").is_file() or (weights / INDEX_FILE).is_file():
         return "full"
     raise ValueError(f"weights: {weights} holds neither a LoRA adapter ({', '.join(ADAPTER_FILES)}) nor a safetensors checkpoint")
 
 
-def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None = None, sampling: dict | None = None,
-             metric: dict | None = None) -> TaskManifest:
+def describe_weights(base_dir: Path, folder: Path, name: str, sampling: dict | None = None, metric: dict | None = None) -> TaskManifest:
+    """Write the `task.json` of tuned weights beside them, so that they say which base and prompt they were made for."""
+    base, kind = BaseManifest.load(base_dir), weights_kind(folder)
+    manifest = TaskManifest(
+        name=name, weights=kind, weights_digest=task_digest(folder, kind), base_digest=base.digest, prompt=base.prompt,
+        sampling=sampling or {}, metric=metric or {})
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None = None) -> TaskManifest:
     """Write `prefill_<name>` and the ensemble `<name>` into a model repository; replaces a task of that name.
 
-    weights: a folder with a LoRA adapter in peft's format or a full checkpoint; None for the base's own weights.
-    sampling: the task's defaults. Raises ValueError naming what of name, weights or sampling does not fit.
+    weights: a folder with a LoRA adapter in peft's format or a full checkpoint; None for the base's own weights. A
+    `task.json` in it (tuning writes one) must fit the base, and its sampling defaults and metric are taken over.
+    Raises ValueError naming what of name or weights does not fit.
     """
-    if NAME.fullmatch(name) is None:
-        raise ValueError(f"name: {name[:64]!r} is not a task name; use up to 63 of a-z, 0-9, _ and -, a letter or digit first")
-    if (repository / name).exists() and name not in TaskRegistry(repository).names():
-        raise ValueError(f"name: {name!r} is taken by another model of this repository")
-    if name.startswith(("prefill_", "decode_")):
-        raise ValueError(f"name: {name!r} must not begin with prefill_ or decode_, the names of modules")
+    check_name(repository, name)
     base, kind = BaseManifest.load(base_dir), weights_kind(weights)
-    manifest = TaskManifest(
-        name=name, weights=kind, weights_digest=task_digest(weights or base_dir, kind), base_digest=base.digest, prompt=base.prompt,
-        sampling=sampling or {}, metric=metric or {})
+    source = weights or base_dir
+    if kind != "identity" and (source / TASK_FILE).is_file():
+        manifest = msgspec.structs.replace(TaskManifest.load(source), name=name)
+    else:
+        manifest = TaskManifest(
+            name=name, weights=kind, weights_digest=task_digest(source, kind), base_digest=base.digest, prompt=base.prompt)
     # Made beside and moved in, so that a task is in the repository whole or not at all.
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=".task-") as scratch:
         prefill, ensemble = Path(scratch) / f"prefill_{name}", Path(scratch) / name
@@ -55,17 +66,26 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
         (ensemble / "1").mkdir(parents=True)
         (prefill / "config.pbtxt").write_text(PREFILL_CONFIG.format(name=name))
         (ensemble / "config.pbtxt").write_text(ensemble_config(name))
-        for file in task_weight_files(weights or base_dir, kind):
+        for file in task_weight_files(source, kind):
             shutil.copyfile(file, prefill / "1" / file.name)
-        index = (weights or base_dir) / "model.safetensors.index.json"
-        if kind == "full" and index.is_file():
-            shutil.copyfile(index, prefill / "1" / index.name)
+        if kind == "full" and (source / INDEX_FILE).is_file():
+            shutil.copyfile(source / INDEX_FILE, prefill / "1" / INDEX_FILE)
         write_manifest(prefill / "1", manifest)
-        load_prefill(base_dir, prefill / "1")
+        load_prefill(base_dir, prefill / "1")  # what the server will do: anything that does not fit is refused here
         remove_task(repository, name, missing_ok=True)
         for folder in (prefill, ensemble):
             folder.rename(repository / folder.name)
     return manifest
+
+
+def check_name(repository: Path, name: str) -> None:
+    """Raise ValueError unless a task may be called ``name`` in this repository."""
+    if NAME.fullmatch(name) is None:
+        raise ValueError(f"name: {name[:64]!r} is not a task name; use up to 63 of a-z, 0-9, _ and -, a letter or digit first")
+    if name.startswith(("prefill_", "decode_")):
+        raise ValueError(f"name: {name!r} must not begin with prefill_ or decode_, the names of modules")
+    if (repository / name).exists() and name not in TaskRegistry(repository).names():
+        raise ValueError(f"name: {name!r} is taken by another model of this repository")
 
 
 def remove_task(repository: Path, name: str, missing_ok: bool = False) -> None:

@@ -58,6 +58,8 @@ class DecodeEngine:
         if ticket.transport not in self.transports:
             raise TicketError(f"ticket.transport: got {ticket.transport!r}, this worker has {', '.join(self.transports)}")
         params = admit.params
+        if params.temperature > 0 and params.seed is None:
+            raise ValueError("seed: is needed to sample (temperature is over 0); the router draws one where the client gave none")
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.base.eos_ids))
         sequence = Sequence(admit, ticket, shipment, frozenset(t for t in stops if t < self.base.vocab))
         limit = min(self.pool.budget, self.base.max_context)

@@ -26,9 +26,9 @@ class Outbox:
     def opened(self, router: str) -> None:
         """One more sequence of this router lives here."""
         with self._changed:
+            if not self._live[router] and router not in self._listener:
+                self._unheard_since[router] = time.monotonic()
             self._live[router] += 1
-            if router not in self._listener:
-                self._unheard_since.setdefault(router, time.monotonic())
 
     def closed(self, router: str) -> None:
         """One sequence of this router is gone; its last event, if any, was put before."""
@@ -71,7 +71,7 @@ class Outbox:
     def _next(self, router: str, me: object) -> list[StepEvents]:
         """All steps that are ready, waiting for one; empty when ``me`` should stop listening."""
         with self._changed:
-            self._changed.wait_for(lambda: self._listener[router] is not me or self._steps[router] or not self._live[router])
-            if self._listener[router] is not me:
+            self._changed.wait_for(lambda: self._listener.get(router) is not me or self._steps[router] or not self._live[router])
+            if self._listener.get(router) is not me:  # taken over, perhaps by one that has ended already
                 return []
             return list(self._steps.pop(router, ()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from sun.decode.params import SamplingParams
 
 NUCLEUS = 1024
-"""How many of the likeliest tokens are sorted before top_p asks for all: a full sort costs milliseconds."""
+"""How many of the likeliest tokens are sorted before top_p (or a larger top_k) asks for more: a full sort costs milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: 
 def draw(logits: Tensor, params: SamplingParams, position: int) -> int:
     """Sample one token from logits [vocab] with temperature > 0: temperature, then min_p, top_k, top_p (vLLM's order)."""
     assert params.seed is not None
-    probs = torch.softmax(logits.double() / params.temperature, dim=-1)
+    logits = logits.double()
+    # Less the maximum before the division: with a tiny temperature it would overflow to infinity and the softmax to NaN.
+    probs = torch.softmax((logits - logits.max()) / params.temperature, dim=-1)
     u = uniform(params.seed, position)
     if params.min_p > 0:
         probs = torch.where(probs >= params.min_p * probs.max(), probs, 0.0)
@@ -57,7 +59,7 @@ def draw(logits: Tensor, params: SamplingParams, position: int) -> int:
     limit = min(params.top_k, vocab) if params.top_k > 0 else vocab
     mass = probs.sum()
     sorted_probs, ids = probs.topk(min(limit, NUCLEUS))
-    if limit > NUCLEUS and sorted_probs.sum() < params.top_p * mass:
+    if limit > NUCLEUS and (params.top_k > 0 or sorted_probs.sum() < params.top_p * mass):
         sorted_probs, ids = probs.topk(limit)
     # top_p is over what top_k left; with top_k off that is all the mass.
     total = sorted_probs.sum() if params.top_k > 0 else mass

@@ -109,22 +109,31 @@ class Shm:
     def sweep(self) -> int:
         """Delete the folders of owners that no longer live; returns how many."""
         swept = 0
-        for folder in self.root.iterdir():
-            try:
-                fd = os.open(folder / ".lock", os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                if time.time() - folder.stat().st_mtime > 60:  # being made, or its maker died between two calls
-                    shutil.rmtree(folder, ignore_errors=True)
-                continue
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-                swept += 1
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
+        with suppress(FileNotFoundError):  # the last owner may remove the root at any time
+            for folder in self.root.iterdir():
+                with suppress(FileNotFoundError):  # renamed by its maker, or swept by another process
+                    swept += self._sweep(folder)
         return swept
+
+    @staticmethod
+    def _sweep(folder: Path) -> bool:
+        fresh = time.time() - folder.stat().st_mtime < 60
+        try:
+            fd = os.open(folder / ".lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not fresh:  # not being made: its maker died between two calls
+                shutil.rmtree(folder, ignore_errors=True)
+            return False
+        try:
+            if fresh and folder.name.startswith(".new-"):  # its maker is about to lock it
+                return False
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+            return True
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """End this owner: its tickets disappear, and the root too if it was the last."""

@@ -60,7 +60,7 @@ def parse(data: bytes) -> Ticket:
         if version != TICKET_VERSION:
             raise TicketError(f"ticket.version: got {version!r}, this side speaks {TICKET_VERSION}")
         ticket = msgspec.json.decode(data, type=Ticket)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TicketError(f"ticket: {error}") from error
     if ticket.dtype not in ITEMSIZE:
         raise TicketError(f"ticket.dtype: got {ticket.dtype!r}, expected one of {', '.join(ITEMSIZE)}")

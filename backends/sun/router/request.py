@@ -97,10 +97,7 @@ def parse_text(inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     if text and messages:
         raise ValueError("messages: give either text_input or messages, not both")
     if messages:
-        try:
-            return check_messages(json.loads(messages))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"messages: malformed JSON: {error}") from error
+        return check_messages(_json(messages, "messages"))
     if not text or not text.strip():
         raise ValueError("text_input: is empty; at least one character is needed (or give messages)")
     return [{"role": "user", "content": text}]
@@ -137,11 +134,15 @@ def _text(inputs: dict[str, np.ndarray], name: str) -> str | None:
         raise ValueError(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def _object(text: str, name: str) -> dict[str, Any]:
+def _json(text: str, name: str) -> Any:
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # a JSONDecodeError is a ValueError, and so is a number of too many digits
         raise ValueError(f"{name}: malformed JSON: {error}") from error
+
+
+def _object(text: str, name: str) -> dict[str, Any]:
+    value = _json(text, name)
     if not isinstance(value, dict):
         raise ValueError(f"{name}: expected a JSON object, got {type(value).__name__}")
     return value

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sun.handoff.ticket import parse as parse_ticket
 from sun.handoff.transport import Transport
-from sun.messages import Admit
+from sun.messages import Admit, TokenEvent
 from sun.router.active import Active, Client
 from sun.router.errors import RequestError
 from sun.router.fleet import Fleet
@@ -157,35 +157,55 @@ class Router:
 
     def _hear(self, worker: str) -> None:
         """Follow a worker's events while this router has sequences there."""
+        known = [a for a in list(self._active.values()) if a.worker == worker and a.admitted]
         try:
             for step in self.fleet.listen(worker, self.name):
                 with self._lock:
                     self._loads[worker] = step.load
                 for event in step.events:
                     active = self._active.get(event.id)
-                    if active is not None and active.take(event):
-                        self._clean(active, finished=event.finish is not None)
+                    if active is not None:
+                        self._take(active, event)
+            for active in [a for a in known if not a.ended]:  # else it would wait for events that never come
+                self._fail(active, RequestError("INTERNAL", f"decode worker {worker} no longer has the sequence"))
         except Exception as error:  # whoever decodes there must hear of it
             log.exception("events of %s ended", worker)
-            for active in [a for a in self._active.values() if a.worker == worker]:
+            for active in [a for a in list(self._active.values()) if a.worker == worker]:
                 self._fail(active, RequestError("INTERNAL", f"decode worker {worker} failed: {error}"))
         with self._lock:
             self._listening.discard(worker)
-            more = any(active.worker == worker and active.admitted and not active.ended for active in self._active.values())
+            more = any(active.worker == worker and active.admitted and not active.ended for active in list(self._active.values()))
         if more and not self._closed.is_set():
             self._listen(worker)
 
+    def _take(self, active: Active, event: TokenEvent) -> None:
+        """Handle one request's event; what goes wrong with it ends that request alone."""
+        try:
+            ended = active.take(event)
+        except Exception as error:
+            log.exception("request %s failed", active.key)
+            self._fail(active, RequestError("INTERNAL", f"{type(error).__name__}: {error}"))
+        else:
+            if ended:
+                self._clean(active, finished=event.finish is not None)
+
     def _fail(self, active: Active, error: RequestError) -> None:
-        if active.fail(error):
-            self._clean(active)
-        elif active.key in self._active:
+        try:
+            ended = active.fail(error)
+        except Exception:  # the client is gone; the request has ended all the same
+            log.exception("could not tell the client of request %s: %s", active.key, error)
+            ended = True
+        if ended or active.key in self._active:
             self._clean(active)
 
     def _clean(self, active: Active, finished: bool = False) -> None:
         """Forget an ended request; free its ticket, and its slot unless the worker itself ended it."""
         self._active.pop(active.key, None)
         if active.ticket is not None and active.ticket.transport in self.transports:
-            self.transports[active.ticket.transport].release(active.ticket)
+            try:
+                self.transports[active.ticket.transport].release(active.ticket)
+            except Exception as error:  # a handed-over ticket may name any location
+                log.warning("could not release the ticket of %s: %s", active.key, error)
         if active.worker is not None and not finished:
             try:
                 ack = self.fleet.abort(active.worker, [active.key])

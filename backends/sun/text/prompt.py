@@ -43,10 +43,18 @@ class PromptFormat:
         return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
 
     def render(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt text of a conversation, up to and with the header of the assistant's next turn."""
+        """The prompt text of a conversation, up to and with the header of the assistant's next turn.
+
+        Raises ValueError with the chat template's reason if it refuses the conversation.
+        """
         if self.settings.system_prompt is not None and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": self.settings.system_prompt}, *messages]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        from jinja2 import TemplateError  # transformers imports it here at the latest
+
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # templates refuse roles and orders of roles that they do not know
+            raise ValueError(f"messages: the chat template refuses them: {error}") from error
 
     def encode(self, messages: list[dict[str, Any]]) -> list[int]:
         """Prompt token ids x1..xn of a conversation; a base without a chat template gets the contents joined by newlines."""
@@ -66,6 +74,10 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
             raise ValueError(f"messages[{i}].role: expected one of {', '.join(ROLES)}, got {message.get('role')!r}")
         if not isinstance(message.get("content"), str):
             raise ValueError(f"messages[{i}].content: expected a string")
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as error:  # JSON can spell half a character, which no tokeniser takes
+            raise ValueError(f"messages[{i}].content: not valid Unicode: {error.reason} at character {error.start}") from error
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(f"messages[{len(messages) - 1}].role: the last message must be the user's or a tool's, got {messages[-1]['role']!r}")
     if not any(m["content"].strip() for m in messages if m["role"] != "system"):

@@ -1,0 +1,1 @@
+"""Unit tests of the Triton-free library, on random models of two layers."""

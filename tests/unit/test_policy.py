@@ -1,0 +1,76 @@
+"""Each policy picks as its name says."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sun.router.policy import POLICIES, LeastTokens, Partitioned, RoundRobin, make_policy
+
+WORKERS = ("decode_0", "decode_1", "decode_2", "decode_3")
+loads = st.dictionaries(st.sampled_from(WORKERS), st.integers(0, 5), min_size=1)
+tasks = st.sampled_from(["a", "b", "c"])
+
+
+@given(st.lists(st.tuples(tasks, loads), max_size=20))
+def test_least_tokens_picks_the_least_reported_load(calls):
+    policy = LeastTokens()
+    for task, load in calls:
+        assert load[policy.pick(task, load)] == min(load.values())
+
+
+def test_least_tokens_fills_an_idle_pool_evenly():
+    policy = LeastTokens()
+    assert set(Counter(policy.pick("a", dict.fromkeys(WORKERS, 0)) for _ in range(40)).values()) == {10}
+
+
+def test_round_robin_cycles_whatever_the_load():
+    policy, load = RoundRobin(), {name: 1000 * i for i, name in enumerate(WORKERS)}
+    assert [policy.pick("a" if i % 3 else "b", load) for i in range(8)] == [*WORKERS, *WORKERS]
+
+
+@given(st.lists(st.tuples(tasks, st.lists(st.integers(0, 5), min_size=4, max_size=4)), max_size=30))
+def test_partitioned_never_mixes_tasks_while_there_are_workers_for_all(calls):
+    policy, owner = Partitioned(), {}
+    for task, numbers in calls:
+        worker = policy.pick(task, dict(zip(WORKERS, numbers, strict=True)))
+        assert owner.setdefault(worker, task) == task
+
+
+def test_partitioned_keeps_to_the_given_owners_and_to_the_least_load_among_them():
+    policy = Partitioned({"a": ["decode_0", "decode_2"], "b": ["decode_1"]})
+    load = {"decode_0": 5, "decode_1": 9, "decode_2": 4, "decode_3": 0}
+    assert policy.pick("a", load) == "decode_2" and policy.pick("b", load) == "decode_1"
+    assert policy.pick("c", load) == "decode_3", "a new task goes to a worker that nobody owns"
+
+
+def test_partitioned_shares_workers_evenly_when_tasks_are_more():
+    policy = Partitioned()
+    workers = Counter(policy.pick(f"task{i}", dict.fromkeys(WORKERS, 0)) for i in range(8))
+    assert set(workers.values()) == {2}
+
+
+def test_partitioned_refuses_when_a_tasks_workers_are_not_in_the_pool():
+    with pytest.raises(ValueError, match="'a'.*decode_9"):
+        Partitioned({"a": ["decode_9"]}).pick("a", {"decode_0": 0})
+
+
+def test_partitioned_leaves_its_callers_owners_alone():
+    owners = {"a": ["decode_0"]}
+    Partitioned(owners).pick("b", dict.fromkeys(WORKERS, 0))
+    assert owners == {"a": ["decode_0"]}
+
+
+def test_policies_are_made_by_name_and_unknown_names_are_refused_with_the_known():
+    assert {name: type(make_policy(name)) for name in POLICIES} == {
+        "least_tokens": LeastTokens, "round_robin": RoundRobin, "partitioned": Partitioned}
+    with pytest.raises(ValueError, match="'fastest'.*least_tokens, round_robin, partitioned"):
+        make_policy("fastest")
+
+
+def test_two_policies_share_no_turns():
+    load = dict.fromkeys(WORKERS, 0)
+    assert make_policy("round_robin").pick("a", load) == make_policy("round_robin").pick("a", load)

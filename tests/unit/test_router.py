@@ -1,0 +1,554 @@
+"""The router: every request ends exactly once, with its text or with a reason, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import sys
+import threading
+
+import pytest
+
+from sun.handoff.shm import Shm
+from sun.local import LocalFleet
+from sun.messages import Ack
+from sun.router.errors import RequestError
+from sun.router.policy import Partitioned, RoundRobin
+from sun.router.request import GenerateRequest, Handover
+from sun.router.router import Limits
+
+from . import tiny
+from .harness import PATIENCE_S, Answer, eventually
+
+TEXT = "tell me"
+OPEN_ENDED = {"ignore_eos": True, "max_tokens": 400}
+
+
+@pytest.fixture
+def shm(tmp_path):
+    """A transport whose files tell what is left behind."""
+    shm = Shm(tmp_path / "kv", publisher=True)
+    yield shm
+    shm.close()
+
+
+def files(shm: Shm) -> int:
+    return sum(entry.name != ".lock" for entry in shm.owner.iterdir())
+
+
+def encode(prompts, text: str = TEXT) -> list[int]:
+    return prompts.encode([{"role": "user", "content": text}])
+
+
+# What a request gets.
+
+
+def test_streamed_and_whole_answers_are_the_same(serve):
+    service = serve()
+    for sampling in ({}, {"temperature": 1.2, "seed": 3}, {"ignore_eos": True, "max_tokens": 40}):
+        streamed = service.ask(TEXT, stream=True, **sampling)
+        whole = service.ask(TEXT, **sampling)
+        assert streamed.whole == whole.whole and len(whole.pieces) == 1
+        assert len(streamed.pieces) > 1 and [p.finish_reason for p in streamed.pieces[:-1]] == [None] * (len(streamed.pieces) - 1)
+
+
+def test_the_answer_is_the_decoded_tokens(serve, prompts):
+    answer = serve().ask(TEXT, max_tokens=30, ignore_eos=True, seed=1, temperature=1.0, returns=()).whole
+    assert answer.finish_reason == "length" and answer.num_input_tokens == len(encode(prompts)) and len(answer.token_ids) == 30
+    assert answer.text == prompts.tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+
+
+def test_text_that_is_only_streamed_comes_in_pieces_of_text(serve):
+    pieces = serve().ask(TEXT, stream=True, max_tokens=30, ignore_eos=True, returns=()).wait().pieces
+    assert all(piece.text for piece in pieces[:-1]) and sum(len(piece.token_ids) for piece in pieces) == 30
+
+
+def test_every_piece_tells_the_prompts_tokens(serve, prompts):
+    pieces = serve().ask(TEXT, stream=True).wait().pieces
+    assert {piece.num_input_tokens for piece in pieces} == {len(encode(prompts))}
+
+
+def find_stop(service, seed: int) -> tuple[str, str]:
+    """An answer's text, and two characters of its middle."""
+    text = service.ask(TEXT, temperature=1.0, seed=seed, max_tokens=60, ignore_eos=True).whole.text
+    middle = next(i for i in range(len(text) // 3, len(text) - 1) if "\ufffd" not in text[i : i + 2])
+    return text, text[middle : middle + 2]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_answer_ends_before_a_stop_string_and_the_worker_stops_too(serve, shm, stream, seed):
+    service = serve(transport=shm)
+    text, stop = find_stop(service, seed)
+    answer = service.ask(TEXT, stream=stream, temperature=1.0, seed=seed, stop=[stop], ignore_eos=True, max_tokens=400).whole
+    assert answer.text == text.split(stop)[0] and answer.finish_reason == "stop" and len(answer.token_ids) <= 60
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+
+
+def test_a_stop_token_ends_the_answer_and_is_not_in_its_text(serve):
+    service = serve()
+    free = service.ask(TEXT, ignore_eos=True, max_tokens=30, temperature=1.0, seed=1).whole
+    stop = free.token_ids[20]
+    at = free.token_ids.index(stop)
+    answer = service.ask(TEXT, ignore_eos=True, max_tokens=30, temperature=1.0, seed=1, stop_token_ids=[stop]).whole
+    assert answer.finish_reason == "stop" and answer.token_ids == free.token_ids[: at + 1]
+    assert answer.text == service.router.prompts.tokenizer.decode(free.token_ids[:at], skip_special_tokens=True)
+
+
+def test_logprobs_are_one_entry_a_token(serve):
+    answer = serve().ask(TEXT, logprobs=2, returns=("logprobs",), ignore_eos=True).whole
+    assert [entry["token_id"] for entry in answer.logprobs] == answer.token_ids and all(len(entry["top"]) == 2 for entry in answer.logprobs)
+    json.dumps(answer.logprobs)
+
+
+def test_the_input_is_echoed_before_the_answer(serve):
+    service = serve()
+    plain = service.ask(TEXT).whole.text
+    answer = Answer()
+    service.router.submit(GenerateRequest(
+        messages=[{"role": "user", "content": TEXT}], task="plain", echo=TEXT, sampling={"temperature": 0, "max_tokens": 8}), answer)
+    assert answer.whole.text == TEXT + plain
+
+
+def test_a_tasks_defaults_hold_where_the_request_says_nothing(serve):
+    service = serve()
+    answer = Answer()
+    service.router.submit(GenerateRequest(messages=[{"role": "user", "content": TEXT}], task="terse", sampling={}), answer)
+    assert len(answer.whole.token_ids) == 3
+    assert len(service.ask(TEXT, "terse", max_tokens=5).whole.token_ids) == 5
+
+
+def test_without_a_seed_answers_differ_and_with_one_they_repeat(serve):
+    service = serve()
+    texts = [service.ask(TEXT, temperature=1.5, max_tokens=20, ignore_eos=True).whole.text for _ in range(3)]
+    assert len(set(texts)) == 3
+    texts = [service.ask(TEXT, temperature=1.5, max_tokens=20, ignore_eos=True, seed=5).whole.text for _ in range(3)]
+    assert len(set(texts)) == 1
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(("request_", "code", "reason"), [
+    ({"task": "poetry"}, "NOT_FOUND", r"^task: 'poetry' is not known; .*full, lora, plain, terse"),
+    ({"task": "../plain"}, "NOT_FOUND", "^task: "),
+    ({"task": None}, "INVALID_ARG", r"^task: is missing; .*full, lora, plain, terse"),
+    ({"text": "x" * tiny.CONTEXT}, "INVALID_ARG", rf"^text_input: the prompt has \d+ tokens, the limit is {tiny.CONTEXT - 1}"),
+    ({"max_tokens": tiny.CONTEXT}, "INVALID_ARG", r"^sampling_parameters\.max_tokens: 512 .* at most \d+ here"),
+    ({"temperature": -1}, "INVALID_ARG", r"^sampling_parameters\.temperature"),
+    ({"colour": "red"}, "INVALID_ARG", "^sampling_parameters.*colour"),
+])
+def test_a_bad_request_is_refused_naming_the_field(serve, request_, code, reason):
+    service = serve()
+    error = service.ask(**{"text": TEXT, **request_}).error
+    assert error.code == code
+    assert re.search(reason, str(error))
+    service.idle()
+
+
+def test_the_most_tokens_that_a_refusal_names_are_taken(serve, prompts):
+    most = tiny.CONTEXT - len(encode(prompts)) + 1
+    service = serve()
+    assert f"at most {most} here" in str(service.ask(TEXT, max_tokens=most + 1).error)
+    assert len(service.ask(TEXT, max_tokens=most, ignore_eos=True).whole.token_ids) == most
+
+
+def test_a_conversation_that_the_template_refuses_is_the_clients_error(serve):
+    answer = Answer()
+    serve().router.submit(GenerateRequest(messages=[{"role": "tool", "content": "42"}], task="plain", sampling={}), answer)
+    assert answer.error.code == "INVALID_ARG" and "tools are not spoken here" in str(answer.error)
+
+
+def test_requests_over_the_limit_are_refused_at_once_and_others_taken_when_room_is(serve):
+    service = serve(limits=Limits(max_inflight=2, max_tokens=tiny.CONTEXT))
+    gate = service.gate()
+    held = [service.ask(TEXT) for _ in range(2)]
+    refused = service.ask(TEXT)
+    assert refused.done.is_set() and refused.error.code == "UNAVAILABLE" and str(refused.error).startswith("max_inflight: 2")
+    gate.open()
+    assert all(answer.whole.text for answer in held)
+    service.idle()
+    assert service.ask(TEXT).whole
+
+
+# What ends a request early.
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_cancel_frees_slot_and_ticket_at_once(serve, shm, stream):
+    service = serve(transport=shm)
+    gate = service.gate()
+    answer = service.ask(TEXT, stream=stream, **OPEN_ENDED)
+    gate.allow(5)
+    gate.wait_entered(6)
+    assert files(shm) == 1
+    answer.gone = True
+    assert answer.error.code == "CANCELLED"
+    eventually(lambda: files(shm) == 0)
+    gate.open()
+    service.idle()
+    assert service.fleet.decodes["decode_0"].stats().step <= 7 and answer.ends == 1
+
+
+def test_a_cancel_while_waiting_for_a_slot_takes_the_sequence_out(serve, shm):
+    service = serve(transport=shm, max_batch=1)
+    gate, engine = service.gate(), service.fleet.decodes["decode_0"]
+    running, waiting = service.ask(TEXT), service.ask(TEXT)
+    eventually(lambda: engine.stats().waiting == 1 and engine.stats().running == 1)
+    waiting.gone = running.gone = True
+    assert running.error.code == waiting.error.code == "CANCELLED"
+    gate.open()
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+
+
+def test_a_cancel_during_prefill_leaves_no_ticket_and_admits_nothing(serve, shm):
+    service = serve(transport=shm)
+    prefill, began, go = service.fleet.prefill, threading.Event(), threading.Event()
+
+    def slow(task, ids):
+        began.set()
+        assert go.wait(PATIENCE_S)
+        return prefill(task, ids)
+
+    service.fleet.prefill = slow
+    answer = service.ask(TEXT)
+    assert began.wait(PATIENCE_S)
+    answer.gone = True
+    assert answer.error.code == "CANCELLED"
+    go.set()
+    service.fleet.prefill = prefill
+    assert service.ask(TEXT).whole  # has been through all that the cancelled one would have
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+    assert service.fleet.decodes["decode_0"].stats().step == 8
+
+
+def test_a_cancel_during_admission_frees_what_was_admitted(serve, shm):
+    service = serve(transport=shm)
+    gate, admit, began, go = service.gate(), service.fleet.admit, threading.Event(), threading.Event()
+
+    def slow(*args):
+        began.set()
+        assert go.wait(PATIENCE_S)
+        return admit(*args)
+
+    service.fleet.admit = slow
+    answer = service.ask(TEXT, **OPEN_ENDED)
+    assert began.wait(PATIENCE_S)
+    answer.gone = True
+    assert answer.error.code == "CANCELLED"
+    go.set()
+    gate.open()
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+
+
+def test_a_deadline_ends_the_request_with_an_error_and_frees_it(serve, shm):
+    service = serve(transport=shm)
+    gate = service.gate()
+    error = service.ask(TEXT, deadline_s=0.01).error
+    assert error.code == "DEADLINE" and str(error).startswith("deadline_s: not finished within 0.01 s")
+    gate.open()
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+
+
+def test_the_routers_own_deadline_holds_for_all(serve):
+    service = serve(limits=Limits(max_tokens=tiny.CONTEXT, deadline_s=0.01))
+    service.gate()
+    assert service.ask(TEXT).error.code == service.ask(TEXT, deadline_s=1000.0).error.code == "DEADLINE"
+
+
+def test_closing_ends_what_is_in_flight_and_takes_no_more(serve):
+    service = serve()
+    gate = service.gate()
+    answers = [service.ask(TEXT, **OPEN_ENDED) for _ in range(4)]
+    gate.allow(2)
+    closing = threading.Thread(target=service.router.close)
+    closing.start()
+    assert {answer.error.code for answer in answers} == {"UNAVAILABLE"}
+    gate.open()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive() and service.ask(TEXT).error.code == "UNAVAILABLE"
+    service.idle()
+
+
+def test_leases_of_tickets_in_use_are_kept(serve, shm):
+    service = serve(transport=shm, max_batch=1)
+    gate = service.gate()
+    service.ask(TEXT)
+    gate.wait_entered(1)
+    file = next(entry for entry in shm.owner.iterdir() if entry.name != ".lock")
+    stale = file.stat().st_mtime - 30
+    os.utime(file, (stale, stale))
+    eventually(lambda: file.stat().st_mtime > stale + 20)
+
+
+# What goes wrong elsewhere.
+
+
+class Deaf(LocalFleet):
+    """A fleet whose first worker's event stream breaks after some steps."""
+
+    breaks = True
+
+    def listen(self, worker, router):
+        for count, step in enumerate(super().listen(worker, router)):
+            if worker == "decode_0" and self.breaks and count == 3:
+                raise ConnectionError("the line is dead")
+            yield step
+
+
+def test_a_worker_that_fails_fails_its_requests_and_no_others(serve, shm):
+    service = serve(fleet=Deaf, workers=2, policy=RoundRobin(), transport=shm)
+    gates = [service.gate(f"decode_{i}") for i in range(2)]
+    answers = [service.ask(TEXT, max_tokens=40, ignore_eos=True) for _ in range(6)]
+    eventually(lambda: [engine.stats().running for engine in service.fleet.decodes.values()] == [3, 3])
+    for gate in gates:
+        gate.open()
+    errors = [answer.error for answer in answers if answer.wait().errors]
+    assert len(errors) == 3 and all(e.code == "INTERNAL" and "decode_0" in str(e) and "the line is dead" in str(e) for e in errors)
+    assert sum(len(answer.whole.token_ids) == 40 for answer in answers if not answer.errors) == 3
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+    service.fleet.breaks = False
+    assert [len(service.ask(TEXT, max_tokens=10, ignore_eos=True).whole.token_ids) for _ in range(2)] == [10, 10]
+
+
+@pytest.mark.parametrize(("raised", "code"), [
+    (RequestError("UNAVAILABLE", "prefill_plain: is not ready"), "UNAVAILABLE"), (ConnectionError("gone"), "INTERNAL"),
+    (OSError(28, "no room for the KV"), "INTERNAL"),
+])
+@pytest.mark.parametrize("call", ["prefill", "admit"])
+def test_a_call_that_fails_fails_its_request_and_leaves_no_load(serve, shm, call, raised, code):
+    service = serve(transport=shm)
+    working = getattr(service.fleet, call)
+
+    def broken(*args):
+        raise raised
+
+    setattr(service.fleet, call, broken)
+    error = service.ask(TEXT).error
+    assert error.code == code and str(raised) in str(error)
+    setattr(service.fleet, call, working)
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+    assert service.router._loads == {"decode_0": 0}
+    assert service.ask(TEXT).whole.text
+
+
+def test_a_step_that_fails_is_an_internal_error(serve):
+    service = serve()
+    executor = service.fleet.decodes["decode_0"].executor
+    step = executor.step
+
+    def broken(*args):
+        executor.step = step
+        raise RuntimeError("out of luck")
+
+    executor.step = broken
+    error = service.ask(TEXT).error
+    assert error.code == "INTERNAL" and "out of luck" in str(error)
+    assert service.ask(TEXT).whole.text
+
+
+class Rude(Answer):
+    """A client whose connection breaks at the first piece, or already at an error."""
+
+    def send(self, piece):
+        self.done.set()
+        raise BrokenPipeError("the client is gone")
+
+    def fail(self, error):
+        self.errors.append(error)
+        self.done.set()
+        raise BrokenPipeError("the client is gone")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_cannot_be_sent_to_harms_only_itself(serve, shm, stream):
+    service = serve(transport=shm)
+    gate, engine = service.gate(), service.fleet.decodes["decode_0"]
+    rude = service.ask(TEXT, answer=Rude(), stream=stream, max_tokens=5, ignore_eos=True)
+    refused = service.ask(TEXT, task="poetry", answer=Rude())
+    others = [service.ask(TEXT, stream=stream, max_tokens=30, ignore_eos=True) for _ in range(3)]
+    eventually(lambda: engine.stats().running == 4)
+    gate.open()
+    assert [len(other.whole.token_ids) for other in others] == [30] * 3
+    assert rude.done.is_set() and refused.wait().errors[0].code == "NOT_FOUND"
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+
+
+def test_a_gone_client_does_not_keep_a_broken_worker_from_being_reported(serve):
+    service = serve(fleet=Deaf)
+    gate, engine = service.gate(), service.fleet.decodes["decode_0"]
+    service.ask(TEXT, answer=Rude(), max_tokens=40, ignore_eos=True)
+    eventually(lambda: engine.stats().running == 1)
+    other = service.ask(TEXT, max_tokens=40, ignore_eos=True)
+    eventually(lambda: engine.stats().running == 2)
+    gate.open()
+    assert other.error.code == "INTERNAL"
+    service.idle()
+
+
+# Prompts that a prefill module has run already.
+
+
+def handed_over(service, prompts, change: dict = {}, task: str | None = None, prefilled: str = "lora", **sampling) -> Answer:
+    prompt = encode(prompts)
+    shipment = service.fleet.prefill(prefilled, prompt[:-1])
+    shipment = [json.dumps(json.loads(shipment[0]) | change).encode(), *shipment[1:]]
+    answer = Answer()
+    service.router.submit(GenerateRequest(
+        messages=[{"role": "user", "content": TEXT}], sampling={"temperature": 0, "max_tokens": 8, **sampling}, task=task,
+        handover=Handover(prompt, shipment)), answer)
+    return answer
+
+
+def test_a_handed_over_prompt_gives_the_tasks_answer(serve, prompts, shm):
+    service = serve(transport=shm)
+    assert handed_over(service, prompts).whole.text == service.ask(TEXT, "lora").whole.text
+    assert handed_over(service, prompts, task="lora").whole.finish_reason
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+
+
+@pytest.mark.parametrize(("change", "task", "reason"), [
+    ({}, "plain", "^task: is 'plain', but the ticket is of task 'lora'"),
+    ({"task": "poetry"}, None, "^task: 'poetry' is not known"),
+    ({"task": "plain"}, None, r"^ticket\.weights_digest: "),
+    ({"weights_digest": "sha256:older"}, None, r"^ticket\.weights_digest: sha256:older is not task 'lora'.*prefill the prompt again"),
+    ({"version": 9}, None, r"^ticket\.version: "),
+    ({"base_digest": "sha256:other"}, None, r"^ticket\.base_digest: "),
+    ({"tokens": 3}, None, r"^ticket\.tokens: "),
+])
+def test_a_ticket_that_does_not_fit_is_refused_naming_the_field(serve, prompts, shm, change, task, reason):
+    service = serve(transport=shm)
+    error = handed_over(service, prompts, change, task).error
+    assert error.code in ("INVALID_ARG", "NOT_FOUND")
+    assert re.search(reason, str(error))
+    service.idle()
+
+
+def test_a_forged_location_harms_only_its_own_request(serve, prompts, shm):
+    service = serve(transport=shm)
+    gate, engine = service.gate(), service.fleet.decodes["decode_0"]
+    other = service.ask(TEXT, max_tokens=40, ignore_eos=True)
+    gate.wait_entered(1)
+    forged = handed_over(service, prompts, {"location": "../../../etc/passwd"})
+    assert "ticket.location" in str(forged.error)
+    eventually(lambda: engine.stats().waiting == 0)
+    gate.open()
+    assert len(other.whole.token_ids) == 40
+    service.idle()
+
+
+# Which worker gets it.
+
+
+def test_partitioned_workers_never_decode_two_tasks_in_their_steps(serve):
+    service = serve(workers=3, policy=Partitioned())
+    answers = [service.ask(TEXT, ("plain", "lora", "full")[i % 3]) for i in range(18)]
+    assert all(answer.whole.text is not None for answer in answers)
+    seen = {worker: {task for record in engine.stats().steps for task in record.tasks} for worker, engine in service.fleet.decodes.items()}
+    assert sorted(map(tuple, seen.values())) == [("full",), ("lora",), ("plain",)]
+
+
+class Scripted(LocalFleet):
+    """A fleet whose workers take everything, report what load they like, and are silent until released."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.reported, self.picked, self.released = {"decode_0": 500, "decode_1": 20, "decode_2": 300}, [], threading.Event()
+
+    def admit(self, worker, admit, shipment):
+        self.picked.append(worker)
+        return Ack(load=self.reported[worker])
+
+    def abort(self, worker, ids):
+        return Ack(load=self.reported[worker])
+
+    def listen(self, worker, router):
+        assert self.released.wait(PATIENCE_S)
+        return iter(())
+
+
+def test_any_task_goes_to_the_worker_with_the_least_reported_load(serve):
+    service = serve(fleet=Scripted, workers=3)
+    fleet, answers = service.fleet, []
+
+    def ask(task: str) -> str:
+        """The worker that the next request goes to, once its load is known."""
+        count = len(fleet.picked)
+        answers.append(service.ask(TEXT, task))
+        eventually(lambda: len(fleet.picked) > count and service.router._loads[fleet.picked[-1]] == fleet.reported[fleet.picked[-1]])
+        return fleet.picked[-1]
+
+    assert sorted(ask(task) for task in ("plain", "lora", "full")) == ["decode_0", "decode_1", "decode_2"], "all were idle"
+    fleet.reported["decode_1"] = 400
+    assert ask("plain") == "decode_1"
+    fleet.reported["decode_2"] = 450
+    assert ask("plain") == "decode_2"
+    fleet.reported["decode_1"] = 600
+    assert [ask("full"), ask("lora"), ask("plain")] == ["decode_1", "decode_2", "decode_2"]
+    fleet.released.set()
+    assert all(answer.wait().errors for answer in answers)
+
+
+def test_a_sequence_that_its_worker_lost_ends_with_an_error(serve):
+    service = serve(fleet=Scripted, workers=3)
+    service.fleet.released.set()  # the worker ends its events as if it had nothing of ours
+    error = service.ask(TEXT).error
+    assert error.code == "INTERNAL" and "decode_0" in str(error)
+    service.idle()
+
+
+def test_requests_spread_over_idle_workers_and_avoid_a_loaded_one(serve):
+    service = serve(workers=2)
+    gates = [service.gate(f"decode_{i}") for i in range(2)]
+    long = service.ask(TEXT, **OPEN_ENDED)
+    eventually(lambda: sorted(engine.stats().load for engine in service.fleet.decodes.values()) == [0, 400])
+    loaded = next(name for name, engine in service.fleet.decodes.items() if engine.stats().load)
+    short = [service.ask(TEXT, max_tokens=20, ignore_eos=True) for _ in range(6)]
+    eventually(lambda: sum(engine.stats().load for engine in service.fleet.decodes.values()) == 520)
+    assert service.fleet.decodes[loaded].stats().load == 400
+    for gate in gates:
+        gate.open()
+    assert all(len(answer.whole.token_ids) == 20 for answer in short) and len(long.whole.token_ids) == 400
+
+
+# All at once.
+
+
+def test_two_hundred_random_requests_end_exactly_once_and_leave_nothing(serve, shm):
+    service = serve(workers=2, transport=shm, kv_tokens=700, max_batch=6, token_budget=48, limits=Limits(max_inflight=60, max_tokens=300))
+    rng, interval = random.Random(4), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        answers = []
+        for i in range(200):
+            if rng.random() < 0.8 and len(answers) > 40:
+                answers[rng.randrange(len(answers) - 40, len(answers) - 20)].wait()
+            answers.append(service.ask(
+                "word " * rng.randint(1, 12), rng.choice(["plain", "lora", "full", "terse", "poetry"]), stream=rng.random() < 0.5,
+                deadline_s=rng.choice([None, None, None, 0.001]), **rng.choice([
+                    {}, {"temperature": 1.0}, {"temperature": 2.0, "seed": i, "stop": ["a", "e", " "]}, {"max_tokens": 200},
+                    {"max_tokens": 9999}, {"top_p": 7}, {"ignore_eos": True, "max_tokens": 40},
+                    {"logprobs": 3, "repetition_penalty": 1.2}])))
+            if rng.random() < 0.15:
+                rng.choice(answers).gone = True
+        for answer in answers:
+            answer.wait()
+    finally:
+        sys.setswitchinterval(interval)
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+    assert [answer.ends for answer in answers] == [1] * 200
+    codes = {error.code for answer in answers for error in answer.errors}
+    assert codes <= {"NOT_FOUND", "INVALID_ARG", "CANCELLED", "DEADLINE", "UNAVAILABLE"} and {"NOT_FOUND", "INVALID_ARG"} <= codes
+    assert sum(not answer.errors for answer in answers) > 50

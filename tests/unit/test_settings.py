@@ -1,0 +1,55 @@
+"""A Triton model of ours is told its place and parameters, and a wrong one is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import numpy as np
+import pytest
+
+from sun.settings import Place, check_numpy
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True):
+    size: int = 3
+    ratio: float = 0.5
+    name: str = "a"
+
+
+def place(**parameters: str) -> Place:
+    config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+    return Place({
+        "model_name": "decode_0", "model_repository": "/srv/models/decode_0", "model_version": "1", "model_config": json.dumps(config)})
+
+
+def test_a_model_knows_where_it_lies():
+    it = place()
+    assert (it.name, str(it.repository), str(it.version_dir)) == ("decode_0", "/srv/models", "/srv/models/decode_0/1")
+
+
+def test_parameters_are_read_from_their_strings():
+    assert place(size="7", ratio="2", name="5").settings(Settings) == Settings(7, 2.0, "5")
+    assert place().settings(Settings) == Settings()
+
+
+def test_tritons_own_parameters_are_left_to_triton():
+    assert place(EXECUTION_ENV_PATH="/env.tar.gz").settings(Settings) == Settings()
+
+
+@pytest.mark.parametrize(("parameters", "name"), [({"size": "many"}, "size"), ({"sise": "3"}, "sise"), ({"ratio": ""}, "ratio")])
+def test_a_bad_parameter_is_refused_by_name_with_those_there_are(parameters, name):
+    with pytest.raises(ValueError, match=rf"config\.pbtxt of decode_0: parameters: .*{name}.*known are size, ratio, name"):
+        place(**parameters).settings(Settings)
+
+
+@pytest.mark.parametrize("version", ["2.0.0", "2.1.3", "10.0"])
+def test_numpy_that_corrupts_tensors_is_refused(version):
+    with pytest.raises(RuntimeError, match="numpy<2"):
+        check_numpy(version)
+
+
+def test_this_environments_numpy_is_fine():
+    check_numpy()
+    check_numpy("1.26.4")
+    assert np.__version__.startswith("1.")

@@ -1,0 +1,52 @@
+"""The tasks are the folders that are there now."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from sun.router.errors import RequestError
+from sun.router.tasks import TaskRegistry
+
+from . import tiny
+
+
+@pytest.fixture
+def registry(base_dir, tmp_path) -> TaskRegistry:
+    tiny.task(tmp_path / "repository", base_dir, "a")
+    tiny.task(tmp_path / "repository", base_dir, "b", sampling={"top_k": 3})
+    return TaskRegistry(tmp_path / "repository")
+
+
+def test_tasks_are_named_in_order_and_found(registry):
+    assert registry.names() == ["a", "b"]
+    assert registry.get("b").sampling == {"top_k": 3}
+
+
+def test_a_task_that_comes_or_goes_is_seen_without_a_restart(registry, base_dir):
+    tiny.task(registry.repository, base_dir, "c")
+    assert registry.names() == ["a", "b", "c"] and registry.get("c").name == "c"
+    shutil.rmtree(registry.repository / "prefill_a")
+    with pytest.raises(RequestError, match="^task: 'a' is not known; the tasks here are b, c"):
+        registry.get("a")
+
+
+def test_a_task_that_is_replaced_is_read_again(registry, base_dir):
+    assert registry.get("a").sampling == {}
+    shutil.rmtree(registry.repository / "prefill_a")
+    tiny.task(registry.repository, base_dir, "a", sampling={"top_k": 9})
+    assert registry.get("a").sampling == {"top_k": 9}
+
+
+def test_no_task_at_all_is_an_invalid_argument(registry):
+    with pytest.raises(RequestError, match="^task: is missing; the tasks here are a, b") as error:
+        registry.get(None)
+    assert error.value.code == "INVALID_ARG"
+
+
+@pytest.mark.parametrize("name", ["", "z", "A", "../prefill_a", "a/1", "a\n", "a\x00", "x" * 100_000])
+def test_a_name_that_is_no_task_is_not_found(registry, name):
+    with pytest.raises(RequestError, match="^task: .* is not known") as error:
+        registry.get(name)
+    assert error.value.code == "NOT_FOUND" and len(str(error.value)) < 500
