@@ -1,0 +1,37 @@
+# make setup, demo, serve, test, clean. Everything is installed into .venv; no compiler is needed.
+# ARGS is passed on: make demo ARGS="--http-port 9000 --grpc-port 9001 --metrics-port 9002", make test ARGS=tests/unit.
+PYTHON ?= python3
+VENV := .venv
+SUN := $(VENV)/bin/sun
+STAMP := $(VENV)/.installed
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo serve test clean
+
+setup: $(STAMP)
+	@$(SUN) setup
+
+$(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); ok or sys.exit("Python 3.11 to 3.13 is needed, $(PYTHON) is " + sys.version.split()[0] + "; choose another with make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --only-binary :all: -r requirements.txt
+	$(PIP) install --only-binary :all: --no-deps -r requirements-nodeps.txt
+	$(PIP) install --no-deps -e .
+	@touch $@
+
+demo: setup
+	@$(SUN) demo $(ARGS)
+
+serve: setup
+	@exec $(SUN) serve $(ARGS)
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Tasks are the folders that have a prefill module; the other models of the repository are committed.
+clean:
+	@for prefill in model_repository/prefill_*; do \
+	  if [ -d "$$prefill" ]; then rm -rf "$$prefill" "model_repository/$${prefill#model_repository/prefill_}"; fi; \
+	done
+	rm -rf $(VENV) .run build/base backends/python *.egg-info
+	find backends build client perf tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,44 @@
+"""The command `sun`. Each group of commands has a file; what a command needs is imported when it runs, so that `sun --help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from sun_client import cli_ask, cli_build, cli_eval, cli_serve, cli_task
+from sun_client.errors import SunError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
+    help="SUN on Triton: many fine-tuned variants of one LLM share one frozen decode module.\n\n"
+         "First: [bold]sun setup[/], then [bold]sun serve[/] in one terminal and [bold]sun ask --task bash \"find big files\"[/] in another. "
+         "[bold]sun demo[/] shows it all at once. Your own task: [bold]sun tune[/], [bold]sun task add[/].")
+
+app.command("setup", rich_help_panel="Prepare")(cli_build.setup)
+app.command("base", rich_help_panel="Prepare")(cli_build.base)
+app.command("tune", rich_help_panel="Tasks")(cli_build.tune)
+app.command("eval", rich_help_panel="Tasks")(cli_eval.evaluate)
+app.add_typer(cli_task.app, name="task", rich_help_panel="Tasks")
+app.command("serve", rich_help_panel="Serve")(cli_serve.serve)
+app.command("demo", rich_help_panel="Serve")(cli_serve.demo)
+app.command("ask", rich_help_panel="Use")(cli_ask.ask)
+app.command("stats", rich_help_panel="Use")(cli_ask.stats)
+
+
+def main() -> None:
+    """Entry point. An error is one sentence on stderr and exit code 1; SUN_TRACEBACK=1 shows where it came from."""
+    try:
+        app()
+    except (SunError, ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("SUN_TRACEBACK"):
+            raise
+        print(f"sun: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

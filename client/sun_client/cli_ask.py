@@ -1,0 +1,96 @@
+"""`sun ask` and `sun stats`: what needs only a running server."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sun_client.cli_options import UrlOption
+from sun_client.errors import SunError
+
+if TYPE_CHECKING:
+    from sun.messages import Stats
+
+URL = "localhost:8001"
+
+
+def ask(
+    text: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    task: Annotated[str, typer.Option("--task", "-t", help="Which task's model is to answer (`sun task list` names them).")],
+    url: UrlOption = URL,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: the task's.", show_default=False)] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds to wait for the whole answer. Default: the server's limit.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of streaming the text.")] = False,
+) -> None:
+    """Ask a running server and print the answer as it comes."""
+    from sun_client.client import SunClient
+
+    if text == "-":
+        text = sys.stdin.read()
+    sampling = {"temperature": temperature} | ({"max_tokens": max_tokens} if max_tokens is not None else {})
+    answer, tokens, finish, started, first = "", [], None, time.perf_counter(), None
+    try:
+        with SunClient(url) as client:
+            for piece in client.stream(task, text, sampling=sampling, timeout=timeout):
+                first = first or time.perf_counter()
+                answer, tokens, finish = answer + piece.text, tokens + piece.token_ids, piece.finish_reason
+                if not as_json:
+                    print(piece.text, end="", flush=True)
+            last = time.perf_counter()
+    except SunError as error:
+        if answer and not as_json:
+            print()
+        raise _with_hint(error) from error
+    if as_json:
+        print(json.dumps({
+            "task": task, "text": answer, "finish_reason": finish, "num_input_tokens": piece.num_input_tokens,
+            "num_output_tokens": len(tokens), "token_ids": tokens, "ttft_ms": round((first - started) * 1e3, 1),
+            "tpot_ms": round((last - first) * 1e3 / (len(tokens) - 1), 1) if len(tokens) > 1 else None}, ensure_ascii=False))
+    else:
+        print()
+
+
+def stats(url: UrlOption = URL) -> None:
+    """Show what each decode worker of a running server is doing.
+
+    load: tokens that its sequences may still generate. KV used: in tokens, of the worker's budget. ms/step: mean of the last 20 steps.
+    last step: how many sequences of each task it held.
+    """
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    from sun_client.client import SunClient
+
+    table = Table("worker", *(Column(name, justify="right") for name in ("running", "waiting", "load", "KV used", "steps", "ms/step")), "last step")
+    broken = []
+    try:
+        with SunClient(url) as client:
+            for worker in client.workers():
+                try:
+                    table.add_row(worker, *_state(client.worker_stats(worker)))
+                except SunError as error:
+                    broken.append(f"{worker}: {error}")
+    except SunError as error:
+        raise _with_hint(error) from error
+    Console(highlight=False).print(table)
+    if broken:
+        raise SunError("; ".join(broken))
+
+
+def _state(state: Stats) -> tuple[str, ...]:
+    """A worker's row."""
+    recent = state.steps[-20:]
+    return (
+        str(state.running), str(state.waiting), str(state.load), f"{state.budget_tokens - state.free_tokens}/{state.budget_tokens}",
+        str(state.step), f"{sum(step.ms for step in recent) / len(recent):.1f}" if recent else "-",
+        ", ".join(f"{task} {count}" for task, count in sorted(recent[-1].tasks.items())) if recent else "-")
+
+
+def _with_hint(error: SunError) -> SunError:
+    """The same error, with what to do where no server is there."""
+    return SunError(f"{error}; start one with `sun serve`", error.code) if str(error).startswith("no server answers") else error

@@ -1,0 +1,16 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RootOption = Annotated[Path | None, typer.Option(
+    "--root", help="Folder with model_repository/ and build/. Default: the checkout that sun is installed from, else the working directory.",
+    show_default=False)]
+UrlOption = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC endpoint.")]
+HttpPortOption = Annotated[int, typer.Option("--http-port", min=1, max=65535, help="Port of HTTP (generate, generate_stream, health).")]
+GrpcPortOption = Annotated[int, typer.Option("--grpc-port", min=1, max=65535, help="Port of gRPC (what `sun ask` uses).")]
+MetricsPortOption = Annotated[int, typer.Option("--metrics-port", min=1, max=65535, help="Port of the Prometheus metrics.")]

@@ -1,0 +1,64 @@
+"""`sun serve` and `sun demo`: what starts a server."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Annotated
+
+import typer
+
+from sun_client.cli_options import GrpcPortOption, HttpPortOption, MetricsPortOption, RootOption
+
+WAYS_IN = """\
+{tasks}
+  {ask}
+  curl -s {http}/v2/models/sun/generate -d '{{"task": "{task}", "text_input": "...", "temperature": 0}}'
+  curl -sN {http}/v2/models/sun/generate_stream -d '{{"task": "{task}", "text_input": "...", "temperature": 0, "stream": true}}'
+  gRPC {grpc}, model sun, or a task's own model   health {http}/v2/health/ready   metrics {metrics}/metrics
+  log {log}
+Ctrl-C stops it."""
+
+
+def serve(
+    root: RootOption = None, http_port: HttpPortOption = 8000, grpc_port: GrpcPortOption = 8001, metrics_port: MetricsPortOption = 8002,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, without any authentication.")] = "127.0.0.1",
+) -> None:
+    """Serve all tasks of the repository until Ctrl-C or SIGTERM."""
+    from sun.router.tasks import TaskRegistry
+    from sun_client import show
+    from sun_client.root import Root
+    from sun_client.server import Ports, Server, interruptible
+
+    place = Root.find(root)
+    names = TaskRegistry(place.models).names()
+    server = Server(place.path, Ports(http_port, grpc_port, metrics_port), host)
+    with interruptible():
+        try:
+            show.start(server)
+            task = names[0] if names else "TASK"
+            ask = f"sun ask --task {task} \"...\"" + ("" if grpc_port == 8001 else f" --url {host}:{grpc_port}")
+            print(WAYS_IN.format(
+                tasks=f"Serving {', '.join(names)}:" if names else "Serving, but there is no task yet: `sun setup` or `sun task add` makes one.",
+                task=task, ask=ask, http=f"http://{host}:{http_port}", grpc=f"{host}:{grpc_port}", metrics=f"http://{host}:{metrics_port}",
+                log=server.log), flush=True)
+            while True:
+                server.poll()
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            show.stop(server)
+    print("Stopped.")
+
+
+def demo(
+    root: RootOption = None, http_port: HttpPortOption = 8000, grpc_port: GrpcPortOption = 8001, metrics_port: MetricsPortOption = 8002,
+) -> None:
+    """Start a server, ask all shipped tasks at once, and show that their answers were decoded together."""
+    from sun_client.demo import run
+    from sun_client.root import Root
+    from sun_client.server import Ports, interruptible
+
+    with interruptible():
+        sys.exit(run(Root.find(root), Ports(http_port, grpc_port, metrics_port)))

@@ -1,0 +1,70 @@
+"""`sun task`: the tasks of a model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sun_client.cli_options import RootOption
+
+app = typer.Typer(no_args_is_help=True, help="Add, remove and list the tasks of the model repository.")
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="What clients will call it: a-z, 0-9, _ and -.")],
+    weights: Annotated[Path | None, typer.Option(
+        help="Folder with a LoRA adapter (peft) or a full checkpoint of the prefill module. Default: the base's own weights.", show_default=False)] = None,
+    root: RootOption = None,
+) -> None:
+    """Put a task into the model repository, or replace it. A task.json beside the weights (`sun tune` writes one) must fit the base."""
+    from sun_client import show
+    from sun_client.root import Root
+
+    place = Root.find(root)
+    if weights is not None and not weights.is_dir():
+        raise ValueError(f"--weights: {weights} is not a folder")
+    with show.working(f"adding task {name}"):
+        from sun_build.tasks import add_task
+
+        manifest = add_task(place.models, place.base, name, weights)
+    print(f"{name}: added with {manifest.weights} weights {manifest.weights_digest[:19]}. A running server serves it after a restart.")
+
+
+@app.command("remove")
+def remove(name: Annotated[str, typer.Argument(help="The task's name.")], root: RootOption = None) -> None:
+    """Delete a task and its weights from the model repository."""
+    from sun_client import show
+    from sun_client.root import Root
+
+    place = Root.find(root)
+    with show.working(f"removing task {name}"):
+        from sun_build.tasks import remove_task
+
+        remove_task(place.models, name)
+    print(f"{name}: removed. A running server forgets it with a restart.")
+
+
+@app.command("list")
+def list_tasks(root: RootOption = None) -> None:
+    """List the tasks, their weights and what they score."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sun.router.tasks import TaskRegistry
+    from sun_client.root import Root
+
+    place = Root.find(root)
+    registry = TaskRegistry(place.models)
+    if not registry.names():
+        print("There are no tasks yet: `sun setup` adds the shipped ones, `sun task add` your own.")
+        return
+    digest = place.manifest().digest
+    table = Table("task", "weights", "digest", "fits the base", "sampling", "metric")
+    for task in map(registry.get, registry.names()):
+        pairs = [", ".join(f"{key} {value}" for key, value in values.items()) for values in (task.sampling, task.metric)]
+        table.add_row(task.name, task.weights, task.weights_digest[:19], "yes" if task.base_digest == digest else "no", *pairs)
+    Console(highlight=False).print(table)
+

@@ -1,0 +1,217 @@
+"""A tritonserver as a child of this process: started, waited for, and stopped without leaving anything behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from sun_client import shm
+from sun_client.errors import ServerError
+
+HOST = "127.0.0.1"
+POLL_S = 0.2
+DRAIN_S = 60.0
+"""Triton itself gives open streams 30 s (--exit-timeout-secs), and an idle connection was seen to hold it that long again."""
+PR_SET_PDEATHSIG = 1
+ERROR = re.compile(r"E\d{4} |error:")
+HARMLESS = ("CudaDriverHelper", "unable to create stream")
+"""Error lines of any server without a GPU."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports of Triton's three services."""
+
+    http: int = 8000
+    grpc: int = 8001
+    metrics: int = 8002
+
+
+class Server:
+    """A tritonserver for one repository root, as a context manager: ready inside the ``with``, gone after it.
+
+    root: the folder with `model_repository/` and `backends/`. host: the address to listen on.
+    Start it from the main thread: when the thread that started it ends, however it ends, the server is told to stop.
+    """
+
+    def __init__(self, root: Path, ports: Ports = Ports(), host: str = HOST):
+        self.root, self.ports, self.host = Path(root).absolute(), ports, host
+        # A server on other ports, of a test say, must not write into the log of the one that runs already.
+        suffix = "" if ports == Ports() else f"-{ports.http}"
+        self.log = self.root / ".run" / f"tritonserver{suffix}.log"
+        self._process: subprocess.Popen | None = None
+        self._files: set[str] = set()
+
+    @property
+    def pid(self) -> int | None:
+        """The server's pid, which is also its session's and process group's; None before the start."""
+        return self._process.pid if self._process else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def command(self) -> list[str]:
+        """The command line."""
+        return [
+            str(Path(sys.prefix) / "bin" / "tritonserver"),
+            f"--model-repository={self.root / 'model_repository'}", f"--backend-directory={self.root / 'backends'}",
+            f"--http-address={self.host}", f"--http-port={self.ports.http}",
+            f"--grpc-address={self.host}", f"--grpc-port={self.ports.grpc}",
+            f"--metrics-address={self.host}", f"--metrics-port={self.ports.metrics}",
+            "--allow-gpu-metrics=false",
+        ]
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def start(self, waiting: Callable[[float], None] = lambda seconds: None) -> None:
+        """Start and wait until every model is ready. ``waiting(seconds so far)`` is called a few times a second.
+
+        Raises ServerError at once if a port is taken or the process ends; there is no timeout, as long as it lives it loads.
+        """
+        if not os.access(self.command[0], os.X_OK):
+            raise ServerError(f"{self.command[0]} is missing: run `sun setup` first")
+        for folder in ("model_repository", "backends"):
+            if not (self.root / folder).is_dir():
+                raise ServerError(f"{self.root} has no folder {folder}")
+        for port in astuple(self.ports):
+            _check_free(self.host, port)
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        parent = os.getpid()
+        with self.log.open("wb") as log:
+            # A session of its own: Ctrl-C in a terminal reaches only us, and its processes can be told from all others.
+            # A folder without Python files: the backends' stubs import from the working directory first.
+            self._process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=self.log.parent, preexec_fn=lambda: _die_with(parent))
+        try:
+            self._wait_ready(waiting)
+        except BaseException:
+            self.stop(drain_s=0 if self._process.poll() is not None else DRAIN_S)
+            raise
+
+    def poll(self) -> None:
+        """Raise ServerError with the log's end if the server has ended."""
+        code = self._process.poll()
+        if code is not None:
+            ended = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+            raise ServerError(f"tritonserver {ended}; from {self.log}:\n{why(self.log)}")
+
+    def stop(self, drain_s: float = DRAIN_S) -> None:
+        """Stop: SIGTERM, ``drain_s`` seconds for streams to end, then SIGKILL to whatever of it still lives; sweep its shared memory.
+
+        An interrupt (Ctrl-C) while it drains ends the wait. Does nothing if it was not started or is gone.
+        """
+        if self._process is None:
+            return
+        try:
+            self._files |= shm.session_files(self.pid)
+            if self._process.poll() is None:
+                self._process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                    self._process.wait(drain_s)
+        finally:
+            self._kill()
+            shm.sweep(self._files)
+            _sweep_tickets()
+
+    def leftovers(self) -> list[str]:
+        """What is left of a stopped server, each as a phrase: living processes and shared memory. Empty is how it should be."""
+        left = [f"process {pid}" for pid in shm.processes(self.pid)] if self.pid else []
+        return left + [f"/dev/shm/{name}" for name in sorted(shm.remaining(self._files))]
+
+    def _wait_ready(self, waiting: Callable[[float], None]) -> None:
+        started = time.monotonic()
+        while True:
+            self.poll()
+            self._files |= shm.session_files(self.pid)
+            if ready(self.host, self.ports.http):
+                return
+            waiting(time.monotonic() - started)
+            time.sleep(POLL_S)
+
+    def _kill(self) -> None:
+        """SIGKILL all that lives of the server's session, and wait until it is gone."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        # The stubs: the kernel reuses the dead server's pid for no session while one of them lives.
+        while pids := shm.processes(self.pid):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(POLL_S)
+
+
+def ready(host: str, http_port: int) -> bool:
+    """Whether a Triton server says that it and all its models are ready."""
+    try:
+        with urllib.request.urlopen(f"http://{host}:{http_port}/v2/health/ready", timeout=10) as response:
+            return response.status == 200
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def why(path: Path, most: int = 8, last: int = 6) -> str:
+    """What a server's log says of its end: its first ``most`` error lines, then its ``last`` lines, cut to a readable width."""
+    lines = path.read_text(errors="replace").splitlines()
+    errors = [line for line in lines if ERROR.match(line) and not any(text in line for text in HARMLESS)][:most]
+    return "\n".join(line[:400] for line in [*errors, *(line for line in lines[-last:] if line not in errors)])
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, so that a ``with Server`` is left in order."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServerError(f"port {port} on {host} cannot be used ({error.strerror.lower()}): is a server running already?") from error
+
+
+def _die_with(parent: int) -> None:
+    """In the child: SIGTERM when the parent dies, so that a killed `sun serve` does not leave a server for ever."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _sweep_tickets() -> None:
+    """Delete the KV tickets of dead prefill processes, and their folder if none lives."""
+    from sun.handoff.shm import Shm, default_root
+
+    if default_root().is_dir():
+        Shm().close()

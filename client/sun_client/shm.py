@@ -1,0 +1,57 @@
+"""What a server leaves in /dev/shm when it is killed, found without touching anyone else's."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+SHM = Path("/dev/shm")
+REGION = re.compile(r"triton_\w+_backend_shm_region_[0-9a-f-]{36}")
+"""Names of the regions of Triton's Python backend; the word in them is the backend's name."""
+
+
+def processes(session: int) -> list[int]:
+    """Pids of the living processes of a session (zombies do not live)."""
+    found = []
+    for pid in _pids():
+        try:
+            # The name in parentheses may hold spaces; the fields behind it may not: state, ppid, pgrp, session.
+            state, _, _, sid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(sid) == session and state not in "ZX":
+            found.append(pid)
+    return found
+
+
+def mapped(pid: int) -> set[str]:
+    """Files of /dev/shm that a process has mapped, by their path in it; none for a process that is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    except OSError:
+        return set()
+    paths = [line.split(maxsplit=5)[5] for line in lines if f" {SHM}/" in line]
+    return {path.removeprefix(f"{SHM}/") for path in paths if not path.endswith(" (deleted)")}
+
+
+def session_files(session: int) -> set[str]:
+    """Files of /dev/shm that a session's processes have mapped now."""
+    return set().union(*map(mapped, processes(session)))
+
+
+def remaining(files: set[str]) -> set[str]:
+    """Those of ``files`` that still lie in /dev/shm and that no living process maps."""
+    left = {name for name in files if (SHM / name).exists()}
+    return left.difference(*map(mapped, _pids())) if left else left
+
+
+def sweep(files: set[str]) -> None:
+    """Delete the backend's regions among what `remaining` finds. All else has an owner that sweeps it."""
+    for name in remaining(files):
+        if REGION.fullmatch(name):
+            (SHM / name).unlink(missing_ok=True)
+
+
+def _pids() -> list[int]:
+    return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]

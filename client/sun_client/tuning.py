@@ -1,0 +1,92 @@
+"""A tuning run as a person sees it: the data's check, a bar while it trains, a card beside the adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sun.model.manifest import BaseManifest
+from sun.text.prompt import PromptFormat
+from sun_client.show import console
+
+if TYPE_CHECKING:
+    from sun_build.tune.data import Example
+
+CARD = """\
+---
+base_model: {source}
+library_name: peft
+tags: [lora, sun-prefill]
+---
+
+# {task}
+
+A LoRA adapter of the **prefill module** only (SUN): the prompt's tokens run with it, the answer's with the base as it is.
+It is served by SUN on Triton (`sun task add {task} --weights <this folder>`). Put on the whole model it is another model.
+
+| | |
+|---|---|
+| base | {source}, {digest} |
+| data | {data}, {examples} examples |
+| loss | {train_loss} on the last 20 training steps, {held_out_loss} on held-out examples |
+| settings | {settings} |
+"""
+PLAIN_EVERY = 10
+"""Steps between lines where there is no terminal."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """One run. settings: fields of `sun_build.tune.lora.TuneSettings`."""
+
+    task: str
+    base_dir: Path
+    base: BaseManifest
+    data: Path
+    out: Path
+    settings: dict
+
+    def read(self, held_out: int) -> tuple[list[Example], list[Example], int]:
+        """Examples to train on, the last ``held_out`` to keep out, and how many were too long.
+
+        Raises ValueError naming the line at fault, or if nothing is left to train on.
+        """
+        from sun_build.tune.data import examples, read_conversations
+
+        rows, too_long = examples(read_conversations(self.data), PromptFormat.load(self.base_dir, self.base.prompt), self.settings["max_tokens"])
+        if len(rows) <= held_out:
+            raise ValueError(f"{self.data}: {len(rows)} examples fit into max_tokens, and {held_out} are to be held out; nothing is left to train on")
+        cut = len(rows) - held_out
+        return rows[:cut], rows[cut:], too_long
+
+    def train(self, rows: list[Example], held_out: list[Example]) -> dict:
+        """Train with a bar (or a line every ten steps where there is no terminal), write `task.json` and the card, and return what the card says."""
+        steps = self.settings["steps"]
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[rate]:.0f} tokens/s"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+        # The bar begins before the imports and the first step, which take seconds.
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("tuning", total=steps, loss=float("nan"), rate=0.0)
+
+            def report(step: int, loss: float, rate: float) -> None:
+                progress.update(bar, completed=step, loss=loss, rate=rate)
+                if progress.disable and (step % PLAIN_EVERY == 0 or step in (1, steps)):
+                    print(f"step {step} of {steps}: loss {loss:.3f}, {rate:.0f} tokens/s", flush=True)
+
+            from sun_build.tasks import describe_weights
+            from sun_build.tune.lora import TuneSettings, tune
+
+            result = tune(self.base_dir, rows, held_out, self.out, TuneSettings(**self.settings), report)
+        describe_weights(self.base_dir, self.out, self.task)
+        self._write_card(result)
+        return result
+
+    def _write_card(self, result: dict) -> None:
+        """`README.md`, over the empty template that peft writes."""
+        values = {"task": self.task, "source": self.base.source, "digest": self.base.digest, "data": self.data.name, **result}
+        shown = ", ".join(f"{name} {result[name]}" for name in ("steps", "batch", "rank", "alpha", "lr", "warmup", "clip", "max_tokens", "seed"))
+        (self.out / "README.md").write_text(CARD.format(**values, settings=shown))
