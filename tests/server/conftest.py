@@ -1,0 +1,101 @@
+"""One real tritonserver for all of these tests: the shipped tasks and the identity task, with two decode workers."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sun.handoff.shm import default_root
+from sun_build.tasks import add_task
+from sun_client.client import SunClient
+from sun_client.server import Ports, Server
+
+REPO = Path(__file__).parents[2]
+OWN_MODELS = ("sun", "tokenize", "decode_0", "decode_1")
+SHIPPED = ("banking", "bash", "math")
+GREEDY = {"temperature": 0, "max_tokens": 24}
+
+
+def make_root(root: Path) -> Path:
+    """A repository root like the project's own, with this base, these backends and the models that are committed."""
+    if not (REPO / "build" / "base" / "sun_base.json").is_file():
+        pytest.fail("no base model in build/base: run `make setup` first")
+    (root / "build").mkdir(parents=True)
+    (root / "build" / "base").symlink_to(REPO / "build" / "base")
+    (root / "backends").symlink_to(REPO / "backends")
+    for name in OWN_MODELS:
+        shutil.copytree(REPO / "model_repository" / name, root / "model_repository" / name)
+    return root
+
+
+def free_ports() -> Ports:
+    """Three ports that nobody uses now."""
+    sockets = [socket.socket() for _ in range(3)]
+    for probe in sockets:
+        probe.bind(("127.0.0.1", 0))
+    ports = Ports(*(probe.getsockname()[1] for probe in sockets))
+    for probe in sockets:
+        probe.close()
+    return ports
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """Whether ``holds`` comes true in time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def tickets() -> list[Path]:
+    """Published KV that nobody has released yet."""
+    return [path for path in default_root().glob("*/*") if path.name != ".lock"]
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository that the tests' server serves."""
+    root = make_root(tmp_path_factory.mktemp("root") / "sun")
+    for task in SHIPPED:
+        add_task(root / "model_repository", root / "build" / "base", task, REPO / "build" / "tasks" / task)
+    add_task(root / "model_repository", root / "build" / "base", "identity")
+    return root
+
+
+@pytest.fixture(scope="session")
+def server(root: Path) -> Iterator[Server]:
+    """The running server; what it leaves behind after its end fails the session."""
+    with Server(root, free_ports()) as server:
+        yield server
+    assert server.leftovers() == []
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Iterator[SunClient]:
+    """A client of the server."""
+    with SunClient(f"127.0.0.1:{server.ports.grpc}") as client:
+        yield client
+
+
+@pytest.fixture
+def http(server: Server) -> str:
+    """Where the server's models are over HTTP."""
+    return f"http://127.0.0.1:{server.ports.http}/v2/models"
+
+
+@pytest.fixture
+def idle(client: SunClient) -> Callable[[], bool]:
+    """A function: whether no worker holds a sequence or a slot and no ticket lies in shared memory."""
+
+    def idle() -> bool:
+        states = [client.worker_stats(worker) for worker in client.workers()]
+        return all(s.running + s.waiting == 0 and s.free_tokens == s.budget_tokens for s in states) and not tickets()
+
+    return idle
