@@ -12,7 +12,8 @@ setup: $(STAMP)
 	@$(SUN) setup
 
 $(STAMP): requirements.txt requirements-nodeps.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); ok or sys.exit("Python 3.11 to 3.13 is needed, $(PYTHON) is " + sys.version.split()[0] + "; choose another with make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	  || { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is another; choose one with make PYTHON=python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --only-binary :all: -r requirements.txt
 	$(PIP) install --only-binary :all: --no-deps -r requirements-nodeps.txt

@@ -11,9 +11,11 @@ from sun_client import cli_ask, cli_build, cli_eval, cli_serve, cli_task
 from sun_client.errors import SunError
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="SUN on Triton: many fine-tuned variants of one LLM share one frozen decode module.\n\n"
-         "First: [bold]sun setup[/], then [bold]sun serve[/] in one terminal and [bold]sun ask --task bash \"find big files\"[/] in another. "
+         "First: [bold]sun setup[/], then [bold]sun serve[/] in one terminal and "
+         "[bold]sun ask --task bash \"find big files\"[/] in another. "
          "[bold]sun demo[/] shows it all at once. Your own task: [bold]sun tune[/], [bold]sun task add[/].")
 
 app.command("setup", rich_help_panel="Prepare")(cli_build.setup)

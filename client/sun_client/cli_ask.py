@@ -22,9 +22,10 @@ def ask(
     text: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     task: Annotated[str, typer.Option("--task", "-t", help="Which task's model is to answer (`sun task list` names them).")],
     url: UrlOption = URL,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: the task's.", show_default=False)] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer in tokens. Default: the task's", show_default=False)] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="Seconds to wait for the whole answer. Default: the server's limit.", show_default=False)] = None,
+    timeout: Annotated[float | None, typer.Option(
+        min=0.001, help="Seconds to wait for the whole answer. Default: the server's limit.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of streaming the text.")] = False,
 ) -> None:
     """Ask a running server and print the answer as it comes."""
@@ -66,7 +67,8 @@ def stats(url: UrlOption = URL) -> None:
 
     from sun_client.client import SunClient
 
-    table = Table("worker", *(Column(name, justify="right") for name in ("running", "waiting", "load", "KV used", "steps", "ms/step")), "last step")
+    numbers = ("running", "waiting", "load", "KV used", "steps", "ms/step")
+    table = Table("worker", *(Column(name, justify="right") for name in numbers), "last step")
     broken = []
     try:
         with SunClient(url) as client:

@@ -30,24 +30,28 @@ def setup(root: RootOption = None) -> None:
             from sun_build.base import build_base
 
             build_base(EMBEDDED, place.base, tasks[0].manifest.prompt if tasks else PromptSettings())
-    added = [task for task in tasks if not task.current(place)]
+    base = place.manifest()
+    fitting = [task for task in tasks if task.fits(base)]
+    added = [task for task in fitting if not task.current(place)]
     for task in added:
         with show.working(f"task {task.name}: adding it to {place.models}"), show.quiet_libraries():
             from sun_build.tasks import add_task
 
             add_task(place.models, place.base, task.name, task.folder)
-    base = place.manifest()
-    print(f"Ready: base {base.source} {base.digest[:19]}, shipped tasks {', '.join(task.name for task in tasks) or 'none'} ({len(added)} added now).")
+    names = ", ".join(task.name for task in fitting) or "none"
+    print(f"Ready: base {base.source} {base.digest[:19]}, shipped tasks {names} ({len(added)} added now).")
+    if left := [task.name for task in tasks if task not in fitting]:
+        print(f"Left out, tuned on {EMBEDDED} with its own prompts: {', '.join(left)}. `sun base {EMBEDDED}` brings that base back.")
 
 
 def base(
-    source: Annotated[str, typer.Argument(help="smollm2 (the one that comes along), a folder with a Hugging Face checkpoint, or a hub id.")],
+    source: Annotated[str, typer.Argument(help="smollm2 (it comes along), a folder with a Hugging Face checkpoint, or a hub id.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default=False)] = None,
     system_prompt: Annotated[str | None, typer.Option(
-        help="System message of conversations that have none; '' for an empty one. Default: the chat template's own.", show_default=False)] = None,
+        help="System message of conversations without one; '' for an empty one. Default: the template's own.", show_default=False)] = None,
     root: RootOption = None,
 ) -> None:
-    """Lay out another base model. Tasks tuned on the one before no longer fit; `sun setup` brings that one back."""
+    """Lay out another base model. Tasks tuned on the one before no longer fit; `sun base smollm2` brings that one back."""
     from sun.router.tasks import TaskRegistry
     from sun_client import show
     from sun_client.root import Root
@@ -80,11 +84,13 @@ def tune(
     batch: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the weights' start and the data's order.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=2, help="Longer examples (prompt and answer, in tokens) are left out.")] = 512,
-    held_out: Annotated[int, typer.Option(min=0, help="How many of the last examples to keep out of training and to report the loss of.")] = 0,
+    metric: Annotated[str | None, typer.Option(help="What `sun eval` scores it by: exact, intent, bash, math.", show_default=False)] = None,
+    held_out: Annotated[int, typer.Option(min=0, help="Keep the last so many examples out of training and report their loss.")] = 0,
     root: RootOption = None,
 ) -> None:
     """Tune a prefill module for a task on your own data. The decode module stays as it is."""
     from sun.model.manifest import BaseManifest
+    from sun_build.metrics import METRICS
     from sun_client import show, tuning
     from sun_client.root import Root
 
@@ -92,8 +98,10 @@ def tune(
     manifest = BaseManifest.load(base_dir)
     if not data.is_file():
         raise ValueError(f"--data: there is no file {data}")
+    if metric is not None and metric not in METRICS:
+        raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
     with show.quiet_libraries():
-        run = tuning.Tuning(task, base_dir, manifest, data, out, dict(
+        run = tuning.Tuning(task, base_dir, manifest, data, out, metric, dict(
             steps=steps, rank=rank, alpha=2 * rank, lr=lr, batch=batch, seed=seed, max_tokens=max_tokens))
         with show.working(f"reading {data}"):
             rows, kept_out, too_long = run.read(held_out)
@@ -102,4 +110,5 @@ def tune(
         print(f"Training on {len(rows)} examples" + (f", {len(kept_out)} held out." if kept_out else "."))
         result = run.train(rows, kept_out)
     loss = f", held-out loss {result['held_out_loss']}" if kept_out else ""
-    print(f"{task}: {steps} steps, last training loss {result['train_loss']}{loss}. Next: sun task add {task} --weights {os.path.relpath(out)}")
+    print(f"{task}: {steps} steps, last training loss {result['train_loss']}{loss}.")
+    print(f"Next: sun task add {task} --weights {os.path.relpath(out)}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 RootOption = Annotated[Path | None, typer.Option(
-    "--root", help="Folder with model_repository/ and build/. Default: the checkout that sun is installed from, else the working directory.",
+    "--root", help="Folder with model_repository/ and build/. Default: the checkout sun is installed from, else the working directory.",
     show_default=False)]
 UrlOption = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC endpoint.")]
 HttpPortOption = Annotated[int, typer.Option("--http-port", min=1, max=65535, help="Port of HTTP (generate, generate_stream, health).")]

@@ -22,7 +22,7 @@ Ctrl-C stops it."""
 
 def serve(
     root: RootOption = None, http_port: HttpPortOption = 8000, grpc_port: GrpcPortOption = 8001, metrics_port: MetricsPortOption = 8002,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, without any authentication.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, unauthenticated.")] = "127.0.0.1",
 ) -> None:
     """Serve all tasks of the repository until Ctrl-C or SIGTERM."""
     from sun.router.tasks import TaskRegistry
@@ -39,7 +39,7 @@ def serve(
             task = names[0] if names else "TASK"
             ask = f"sun ask --task {task} \"...\"" + ("" if grpc_port == 8001 else f" --url {host}:{grpc_port}")
             print(WAYS_IN.format(
-                tasks=f"Serving {', '.join(names)}:" if names else "Serving, but there is no task yet: `sun setup` or `sun task add` makes one.",
+                tasks=f"Serving {', '.join(names)}:" if names else "Serving, but no task yet: `sun setup` or `sun task add` makes one.",
                 task=task, ask=ask, http=f"http://{host}:{http_port}", grpc=f"{host}:{grpc_port}", metrics=f"http://{host}:{metrics_port}",
                 log=server.log), flush=True)
             while True:

@@ -16,7 +16,7 @@ app = typer.Typer(no_args_is_help=True, help="Add, remove and list the tasks of 
 def add(
     name: Annotated[str, typer.Argument(help="What clients will call it: a-z, 0-9, _ and -.")],
     weights: Annotated[Path | None, typer.Option(
-        help="Folder with a LoRA adapter (peft) or a full checkpoint of the prefill module. Default: the base's own weights.", show_default=False)] = None,
+        help="Folder with a LoRA adapter (peft) or a full checkpoint. Default: the base's own weights.", show_default=False)] = None,
     root: RootOption = None,
 ) -> None:
     """Put a task into the model repository, or replace it. A task.json beside the weights (`sun tune` writes one) must fit the base."""

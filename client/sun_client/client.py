@@ -97,7 +97,7 @@ class SunClient:
         return sorted((m.name for m in index.models if m.name.startswith("decode_")), key=lambda name: (len(name), name))
 
     def worker_stats(self, worker: str, after: int = 0, timeout: float | None = 30.0) -> Stats:
-        """State of the decode worker named ``worker``, with its steps after step number ``after`` (the latest 4096 at most). Raises SunError."""
+        """State of the decode worker named ``worker``, with its steps after number ``after`` (the latest 4096 at most). Raises SunError."""
         from sun.messages import GetStats, decode_reply, encode
 
         request = _request(worker, [_bytes("message", encode(GetStats(after=after)))])

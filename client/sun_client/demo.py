@@ -104,7 +104,8 @@ def run(root: Root, ports: Ports = Ports()) -> int:
     server = Server(root.path, ports)
     try:
         show.start(server)
-        show.say(f"tritonserver is up (gRPC {server.host}:{ports.grpc}); asking {sum(map(len, PROMPTS.values()))} questions of {len(PROMPTS)} tasks at once")
+        questions = sum(map(len, PROMPTS.values()))
+        show.say(f"tritonserver is up (gRPC {server.host}:{ports.grpc}); asking {questions} questions of {len(PROMPTS)} tasks at once")
         with SunClient(f"{server.host}:{ports.grpc}") as client:
             rows = ask_all(client)
             steps = Steps({worker: client.worker_stats(worker).steps for worker in client.workers()})
@@ -112,7 +113,8 @@ def run(root: Root, ports: Ports = Ports()) -> int:
         show.stop(server)
     report(rows, steps)
     left = server.leftovers()
-    show.say(f"Left behind: {', '.join(left)}." if left else "The server is stopped: none of its processes is left, and nothing of it in /dev/shm.")
+    clean = "The server is stopped: none of its processes is left, and nothing of it in /dev/shm."
+    show.say(f"Left behind: {', '.join(left)}." if left else clean)
     failed = sum(row.error is not None for row in rows)
     if failed:
         show.say(f"{failed} of {len(rows)} requests failed.", "red")
@@ -140,7 +142,8 @@ def ask_all(client: SunClient) -> list[Row]:
         while waiting:
             for row in [row for row in waiting if row.done]:
                 waiting.remove(row)
-                show.say(f"{row.task}: {row.prompt} -> {_line(row.error or row.answer)} [TTFT {_ms(row.ttft_ms)} ms, TPOT {_ms(row.tpot_ms)} ms]")
+                times = f"TTFT {_ms(row.ttft_ms)} ms, TPOT {_ms(row.tpot_ms)} ms"
+                show.say(f"{row.task}: {row.prompt} -> {_line(row.error or row.answer)} [{times}]")
             time.sleep(0.05)
     return rows
 
@@ -166,7 +169,8 @@ def report(rows: list[Row], steps: Steps) -> None:
     for line in steps.lines(STEPS_SHOWN):
         show.say(f"  {line}")
     done, tokens = sum(row.error is None for row in rows), sum(row.tokens for row in rows)
-    show.say(f"{done} answers, {tokens} tokens: of {steps.total} steps on {len(steps.by_worker)} workers, {steps.mixed} held more than one task.", "bold")
+    workers = len(steps.by_worker)
+    show.say(f"{done} answers, {tokens} tokens: of {steps.total} steps on {workers} workers, {steps.mixed} held several tasks.", "bold")
 
 
 def _line(text: str) -> str:

@@ -39,7 +39,7 @@ class Root:
         try:
             return BaseManifest.load(self.base)
         except ValueError as error:
-            raise ValueError(f"{self.base / BASE_FILE} is not readable ({error}): make the base anew with `sun base` or `sun setup`") from error
+            raise ValueError(f"{self.base / BASE_FILE} is not readable ({error}): `sun setup` makes it anew") from error
 
     @property
     def shipped(self) -> Path:

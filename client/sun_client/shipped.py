@@ -9,7 +9,7 @@ import filecmp
 from dataclasses import dataclass
 from pathlib import Path
 
-from sun.model.manifest import TASK_FILE, TaskManifest
+from sun.model.manifest import BASE_FILE, TASK_FILE, BaseManifest, TaskManifest
 from sun_client.root import Root
 
 EMBEDDED = "smollm2"
@@ -28,6 +28,10 @@ class Shipped:
         """The task's name."""
         return self.folder.name
 
+    def fits(self, base: BaseManifest) -> bool:
+        """Whether it was tuned on this base and with its prompts."""
+        return (self.manifest.base_digest, self.manifest.prompt) == (base.digest, base.prompt)
+
     def current(self, root: Root) -> bool:
         """Whether the model repository has this task, with this manifest and these weights."""
         there = root.models / f"prefill_{self.name}" / "1"
@@ -45,18 +49,16 @@ def shipped(root: Root) -> list[Shipped]:
 
 
 def base_to_do(root: Root) -> str | None:
-    """Why the base has to be laid out anew, as a phrase; None if it is the one that the shipped tasks were tuned on."""
+    """Why the base must be laid out anew, as a phrase; None if the shipped tasks were tuned on it, or the user chose another."""
     try:
-        base = root.manifest()
+        base = BaseManifest.load(root.base)
     except FileNotFoundError:
         return "there is none yet"
-    except ValueError:
-        return "the one there is not readable"
+    except ValueError as error:
+        return f"its {BASE_FILE} is not readable ({error})"
     if base.source != EMBEDDED:
-        return f"it was made from {base.source}"
+        return None
     for task in shipped(root):
         if task.manifest.base_digest != base.digest:
             return f"it is {base.digest[:19]}, but task {task.name} was tuned on {task.manifest.base_digest[:19]}"
-        if task.manifest.prompt != base.prompt:
-            return f"its system prompt is {base.prompt.system_prompt!r}, but task {task.name} was tuned with {task.manifest.prompt.system_prompt!r}"
     return None

@@ -40,13 +40,14 @@ PLAIN_EVERY = 10
 
 @dataclass(frozen=True)
 class Tuning:
-    """One run. settings: fields of `sun_build.tune.lora.TuneSettings`."""
+    """One run. metric: what the task is scored by, if it is known. settings: fields of `sun_build.tune.lora.TuneSettings`."""
 
     task: str
     base_dir: Path
     base: BaseManifest
     data: Path
     out: Path
+    metric: str | None
     settings: dict
 
     def read(self, held_out: int) -> tuple[list[Example], list[Example], int]:
@@ -56,24 +57,25 @@ class Tuning:
         """
         from sun_build.tune.data import examples, read_conversations
 
-        rows, too_long = examples(read_conversations(self.data), PromptFormat.load(self.base_dir, self.base.prompt), self.settings["max_tokens"])
+        prompts = PromptFormat.load(self.base_dir, self.base.prompt)
+        rows, too_long = examples(read_conversations(self.data), prompts, self.settings["max_tokens"])
         if len(rows) <= held_out:
-            raise ValueError(f"{self.data}: {len(rows)} examples fit into max_tokens, and {held_out} are to be held out; nothing is left to train on")
+            raise ValueError(f"{self.data}: {len(rows)} examples fit into max_tokens and {held_out} are held out; none is left to train on")
         cut = len(rows) - held_out
         return rows[:cut], rows[cut:], too_long
 
     def train(self, rows: list[Example], held_out: list[Example]) -> dict:
-        """Train with a bar (or a line every ten steps where there is no terminal), write `task.json` and the card, and return what the card says."""
+        """Train with a bar (without a terminal: a line every ten steps), write `task.json` and the card; returns what the card says."""
         steps = self.settings["steps"]
         columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.3f}"),
-            TextColumn("{task.fields[rate]:.0f} tokens/s"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[rate]} tokens/s"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
         # The bar begins before the imports and the first step, which take seconds.
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            bar = progress.add_task("tuning", total=steps, loss=float("nan"), rate=0.0)
+            bar = progress.add_task("tuning", total=steps, loss="-", rate="-")
 
             def report(step: int, loss: float, rate: float) -> None:
-                progress.update(bar, completed=step, loss=loss, rate=rate)
+                progress.update(bar, completed=step, loss=f"{loss:.3f}", rate=f"{rate:.0f}")
                 if progress.disable and (step % PLAIN_EVERY == 0 or step in (1, steps)):
                     print(f"step {step} of {steps}: loss {loss:.3f}, {rate:.0f} tokens/s", flush=True)
 
@@ -81,12 +83,13 @@ class Tuning:
             from sun_build.tune.lora import TuneSettings, tune
 
             result = tune(self.base_dir, rows, held_out, self.out, TuneSettings(**self.settings), report)
-        describe_weights(self.base_dir, self.out, self.task)
+        describe_weights(self.base_dir, self.out, self.task, {"temperature": 0}, {"name": self.metric} if self.metric else {})
         self._write_card(result)
         return result
 
     def _write_card(self, result: dict) -> None:
         """`README.md`, over the empty template that peft writes."""
         values = {"task": self.task, "source": self.base.source, "digest": self.base.digest, "data": self.data.name, **result}
-        shown = ", ".join(f"{name} {result[name]}" for name in ("steps", "batch", "rank", "alpha", "lr", "warmup", "clip", "max_tokens", "seed"))
+        names = ("steps", "batch", "rank", "alpha", "lr", "warmup", "clip", "max_tokens", "seed")
+        shown = ", ".join(f"{name} {result[name]}" for name in names)
         (self.out / "README.md").write_text(CARD.format(**values, settings=shown))

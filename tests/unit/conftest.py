@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-# Torch's own setting holds for the thread that makes it only, and the engines have threads of their own.
-os.environ["OMP_NUM_THREADS"] = "1"
-# Hub look-ups would only cost time: every model here is a local folder.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
 
 from sun.local import LocalFleet
 from sun.model.manifest import BaseManifest
@@ -26,16 +18,6 @@ from sun_build.base import build_base
 
 from . import tiny
 from .harness import Bench, Service
-
-torch.set_num_threads(1)
-# Deadlines are timed assertions; a busy machine would fail them. The same examples every run: a failure is a change's, not the day's.
-settings.register_profile("unit", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("unit")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Other libraries' announcements of future versions are not ours to fix here."""
-    config.addinivalue_line("filterwarnings", "ignore::FutureWarning")
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from sun.decode import outbox as outbox_module
 from sun.decode.outbox import Outbox
 from sun.messages import StepEvents
 
-from .harness import PATIENCE_S, within
+from .harness import PATIENCE_S, eventually, within
 
 
 def step(number: int) -> StepEvents:
@@ -79,6 +79,15 @@ def test_listening_goes_on_while_a_sequence_lives_and_ends_with_the_last():
     outbox.put("r", step(3))
     outbox.closed("r")
     assert listener.rest() == [3]
+
+
+def test_a_waiting_listener_ends_when_the_last_sequence_goes_without_a_word():
+    outbox = Outbox()
+    outbox.opened("r")
+    listener = Listener(outbox)
+    eventually(lambda: len(outbox._changed._waiters) == 1)
+    outbox.closed("r")
+    assert listener.next() is None
 
 
 def test_a_router_without_sequences_hears_nothing_and_ends():

@@ -190,7 +190,8 @@ def test_a_cancel_frees_slot_and_ticket_at_once(serve, shm, stream):
     eventually(lambda: files(shm) == 0)
     gate.open()
     service.idle()
-    assert service.fleet.decodes["decode_0"].stats().step <= 7 and answer.ends == 1
+    # The ticket goes first, so some more steps may run before the worker hears of it.
+    assert service.fleet.decodes["decode_0"].stats().step < OPEN_ENDED["max_tokens"] and answer.ends == 1
 
 
 def test_a_cancel_while_waiting_for_a_slot_takes_the_sequence_out(serve, shm):

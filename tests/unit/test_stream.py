@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sun.text.stream import StopMatcher, TextStream
@@ -101,6 +101,7 @@ def test_stop_strings_are_found_across_tokens(text, stop):
 
 @given(st.text(alphabet="abc", max_size=30),
        st.lists(st.sampled_from(["ab", "bca", "cc", "abca", "a"]), min_size=1, max_size=3, unique=True), st.lists(st.integers(0, 30)))
+@example("bccab", ["ab", "cc"], [])
 def test_nothing_of_any_of_several_stop_strings_gets_out(text, stops, at):
     matcher, out, hit = StopMatcher(stops), "", False
     for piece in cut(text, at):

@@ -1,0 +1,78 @@
+"""A task is a folder: added whole or not at all, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sun.router.tasks import TaskRegistry
+from sun.text.prompt import PromptSettings
+from sun_build.base import build_base
+from sun_build.tasks import add_task, describe_weights, remove_task
+from tests.unit import tiny
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    build_base(str(tiny.checkpoint(folder / "source")), folder / "base", PromptSettings())
+    return folder / "base"
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    (tmp_path / "model_repository" / "sun" / "1").mkdir(parents=True)
+    return tmp_path / "model_repository"
+
+
+def names(repository: Path) -> list[str]:
+    return sorted(path.name for path in repository.iterdir())
+
+
+def test_add_writes_a_prefill_model_and_an_ensemble_and_remove_deletes_both(repository, base_dir, tmp_path):
+    weights = tiny.adapter(tmp_path / "adapter", base_dir)
+    describe_weights(base_dir, weights, "tuned", {"temperature": 0.5}, {"name": "exact"})
+    manifest = add_task(repository, base_dir, "mine", weights)
+    assert (manifest.name, manifest.sampling, manifest.metric) == ("mine", {"temperature": 0.5}, {"name": "exact"})
+    assert names(repository) == ["mine", "prefill_mine", "sun"]
+    assert TaskRegistry(repository).get("mine") == manifest
+    remove_task(repository, "mine")
+    assert names(repository) == ["sun"]
+    with pytest.raises(ValueError, match="no task 'mine'"):
+        remove_task(repository, "mine")
+
+
+def test_a_full_checkpoint_and_the_bases_own_weights_are_tasks_too(repository, base_dir, tmp_path):
+    assert add_task(repository, base_dir, "full", tiny.checkpoint(tmp_path / "full", seed=5)).weights == "full"
+    assert add_task(repository, base_dir, "same").weights == "identity"
+
+
+def test_adding_again_replaces(repository, base_dir, tmp_path):
+    add_task(repository, base_dir, "mine")
+    assert add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir)) == TaskRegistry(repository).get("mine")
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "a b", "../x", "sun", "prefill_x", "decode_0", "x" * 64])
+def test_a_name_that_cannot_be_is_refused(repository, base_dir, name):
+    with pytest.raises(ValueError, match="^name: "):
+        add_task(repository, base_dir, name)
+    assert names(repository) == ["sun"]
+
+
+def test_weights_of_another_base_or_changed_ones_are_refused_by_field(repository, base_dir, tmp_path):
+    weights = tiny.adapter(tmp_path / "adapter", base_dir)
+    describe_weights(base_dir, weights, "tuned")
+    card = weights / "task.json"
+    whole = json.loads(card.read_text())
+    for field, value in {"base_digest": "sha256:0", "weights_digest": "sha256:0", "prompt": {"system_prompt": "other"}}.items():
+        card.write_text(json.dumps({**whole, field: value}))
+        with pytest.raises(ValueError, match=f"task.json {field}"):
+            add_task(repository, base_dir, "mine", weights)
+    assert names(repository) == ["sun"]
+
+
+def test_a_folder_without_weights_is_refused(repository, base_dir, tmp_path):
+    with pytest.raises(ValueError, match="^weights: "):
+        add_task(repository, base_dir, "mine", tmp_path)

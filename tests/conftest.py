@@ -1,0 +1,19 @@
+"""For all tests: one thread a process, nothing from a hub, and hypothesis without deadlines."""
+
+from __future__ import annotations
+
+import os
+
+# Torch's own setting holds for the thread that makes it only, and the engines have threads of their own. On a busy machine
+# several threads wait for each other longer than one takes.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Hub look-ups would only cost time: every model here is a local folder.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)
+# Deadlines are timed assertions; a busy machine would fail them. The same examples every run: a failure is a change's, not the day's.
+settings.register_profile("tests", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
