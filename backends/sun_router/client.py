@@ -1,6 +1,7 @@
 """A Triton client on the other end of a response sender."""
 
 import json
+import threading
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -16,6 +17,9 @@ class TritonClient:
     def __init__(self, request):
         self.returns = frozenset()
         self._sender = request.get_response_sender()
+        # Triton frees the request with its last response: asking for its cancellation meanwhile or after crashes the server.
+        self._lock = threading.Lock()
+        self._ended = False
 
     def send(self, piece):
         """Send one response; the stream ends with the piece that has a finish reason."""
@@ -27,16 +31,21 @@ class TritonClient:
         values = {"text_output": [piece.text.encode()], **{name: optional[name] for name in self.returns}}
         tensors = [pb_utils.Tensor(name, np.array(value, dtype=DTYPES[OUTPUTS[name]])) for name, value in values.items()]
         flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if piece.finish_reason else 0
-        self._sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
+        with self._lock:
+            self._ended = bool(flags)
+            self._sender.send(pb_utils.InferenceResponse(tensors), flags=flags)
 
     def fail(self, error):
         """End the stream with an error."""
         error = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, CODES.get(error.code, error.code)))
-        self._sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        with self._lock:
+            self._ended = True
+            self._sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def cancelled(self):
         """Whether the client cancelled or went away."""
-        return self._sender.is_cancelled()
+        with self._lock:
+            return not self._ended and self._sender.is_cancelled()
 
 
 DTYPES = {"TYPE_STRING": np.object_, "TYPE_UINT32": np.uint32, "TYPE_INT64": np.int64}

@@ -4,8 +4,6 @@ import json
 
 import msgspec
 import triton_python_backend_utils as pb_utils
-from client import TritonClient
-from fleet import BlsFleet
 
 from sun.handoff.shm import Shm
 from sun.model.manifest import BaseManifest
@@ -16,6 +14,8 @@ from sun.router.router import Limits, Router
 from sun.router.tasks import TaskRegistry
 from sun.settings import Place
 from sun.text.prompt import PromptFormat
+from sun_router.client import TritonClient
+from sun_router.fleet import BlsFleet
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):

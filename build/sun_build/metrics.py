@@ -21,6 +21,11 @@ def command(answer: str, reference: str) -> bool:
     return answer.split() == reference.split()
 
 
+def utility(answer: str, reference: str) -> bool:
+    """The same program is called: the first words are equal."""
+    return answer.split()[:1] == reference.split()[:1]
+
+
 def expression(answer: str, reference: str) -> bool:
     """The expressions left of ``=`` have the same value, to 1e-3."""
     try:
@@ -48,4 +53,4 @@ def _value(node: ast.expr) -> float:
     raise ValueError(f"not arithmetic: {ast.dump(node)[:80]}")
 
 
-METRICS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "intent": exact, "bash": command, "math": expression}
+METRICS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "intent": exact, "bash": command, "utility": utility, "math": expression}

@@ -84,7 +84,7 @@ def tune(
     batch: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 16,
     seed: Annotated[int, typer.Option(help="Of the weights' start and the data's order.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=2, help="Longer examples (prompt and answer, in tokens) are left out.")] = 512,
-    metric: Annotated[str | None, typer.Option(help="What `sun eval` scores it by: exact, intent, bash, math.", show_default=False)] = None,
+    metric: Annotated[str | None, typer.Option(help="What `sun eval` scores it by: exact, intent, bash, utility, math.", show_default=False)] = None,
     held_out: Annotated[int, typer.Option(min=0, help="Keep the last so many examples out of training and report their loss.")] = 0,
     root: RootOption = None,
 ) -> None:

@@ -14,7 +14,7 @@ from sun_client.cli_options import RootOption
 def evaluate(
     task: Annotated[str, typer.Option(help="A task of the model repository.")],
     data: Annotated[Path, typer.Option(help='Test conversations, one JSON per line: {"messages": [...]}; the last turn is the reference.')],
-    metric: Annotated[str | None, typer.Option(help="exact, intent, bash or math. Default: the task's.", show_default=False)] = None,
+    metric: Annotated[str | None, typer.Option(help="exact, intent, bash, utility or math. Default: the task's.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)] = None,
     out: Annotated[Path | None, typer.Option(help="Also write every example's answer to this JSONL file.", show_default=False)] = None,
     root: RootOption = None,

@@ -89,7 +89,7 @@ def test_what_sun_tune_makes_is_what_is_served(base_dir, tmp_path):
 
 
 @pytest.mark.parametrize(("line", "words"), [
-    ("{", "not JSON"), ('{"messages": []}', "no assistant turn"), ('{"messages": [{"role": "assistant", "content": "a"}]}', "messages"),
+    ("{", "not JSON"), ('{"messages": 3}', "messages: expected a JSON array"), ("[]", "messages: expected a JSON array"), ('{"messages": []}', "no assistant turn"), ('{"messages": [{"role": "assistant", "content": "a"}]}', "messages"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "messages[1].content"),
 ])
 def test_bad_data_is_refused_by_file_and_line(tmp_path, line, words):

@@ -50,9 +50,13 @@ def test_outputs_on_request(client):
     assert all(len(entry["top"]) == 3 and entry["top"][0]["token_id"] == entry["token_id"] for entry in answer.logprobs)
 
 
-def test_messages_are_a_conversation(client):
-    turns = [{"role": "user", "content": "My name is Ada."}, {"role": "assistant", "content": "Hello Ada!"}, {"role": "user", "content": "What is my name?"}]
-    assert "Ada" in client.generate("identity", messages=turns, sampling=GREEDY).text
+def test_one_message_is_a_text_and_several_are_a_conversation(client):
+    one = [{"role": "user", "content": PROMPT}]
+    assert client.generate("identity", messages=one, sampling=GREEDY).text == client.generate("identity", PROMPT, sampling=GREEDY).text
+    turns = [*one, {"role": "assistant", "content": "one two three"}, {"role": "user", "content": "Go on."}]
+    tokenizer = Reference(REPO / "build" / "base").tokenizer
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+    assert client.generate("identity", messages=turns, sampling=GREEDY).num_input_tokens == len(ids)
 
 
 @pytest.mark.parametrize("task", ["identity", "bash"])

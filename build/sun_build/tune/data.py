@@ -31,7 +31,9 @@ def read_conversations(path: str | Path) -> list[list[dict]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON: {error}") from error
         messages = row.get("messages") if isinstance(row, dict) else None
-        turns = [i for i, m in enumerate(messages or []) if isinstance(m, dict) and m.get("role") == "assistant"]
+        if not isinstance(messages, list):
+            raise ValueError(f"{where}: messages: expected a JSON array of {{role, content}} objects")
+        turns = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "assistant"]
         if not turns:
             raise ValueError(f"{where}: messages: no assistant turn to learn from")
         for turn in turns:
