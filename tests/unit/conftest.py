@@ -89,8 +89,9 @@ def bench(base_dir, repository) -> Iterator[Callable[..., Bench]]:
 
 
 @pytest.fixture
-def serve(base_dir, repository, prompts) -> Iterator[Callable[..., Service]]:
+def serve(base_dir, repository, prompts, monkeypatch) -> Iterator[Callable[..., Service]]:
     """Makes services. fleet: the class; transport: also the router's; all else goes to the fleet."""
+    monkeypatch.setattr("sun.router.router.POLL_S", 0.02)
     made = []
 
     def make(base: Path = base_dir, repository: Path = repository, policy=None, limits: Limits = Limits(max_tokens=tiny.CONTEXT),

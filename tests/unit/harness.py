@@ -23,7 +23,7 @@ from sun.router.errors import RequestError
 from sun.router.request import GenerateRequest
 from sun.router.router import Router
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 """How long a test waits for what must happen; far more than it ever takes, so that only a hang fails."""
 
 
@@ -81,7 +81,8 @@ class Gate:
         with self._changed:
             self.entered += 1
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: self._free or self._permits, PATIENCE_S), "nobody let the step on"
+            # Longer than any test waits: a step that gave up by itself would look like the end that a test waits for.
+            assert self._changed.wait_for(lambda: self._free or self._permits, 2 * PATIENCE_S), "nobody let the step on"
             self._permits -= not self._free
         return self.inner.step(tokens, positions, slots)
 

@@ -42,7 +42,8 @@ def test_nothing_follows_the_end(end):
     it.take(token("a"))
     ended = {
         "length": lambda: it.take(token("c", "length")), "stop string": lambda: it.take(token("b")),
-        "error": lambda: it.take(TokenEvent(id="key", finish="error", error="out of luck")), "fail": lambda: it.fail(RequestError("CANCELLED", "")),
+        "error": lambda: it.take(TokenEvent(id="key", finish="error", error="out of luck")),
+        "fail": lambda: it.fail(RequestError("CANCELLED", "")),
     }[end]()
     assert ended and answer.ends == 1
     pieces = len(answer.pieces)

@@ -191,12 +191,13 @@ def test_an_abort_while_the_kv_is_pulled_frees_the_slot(bench):
 
 def test_running_sequences_step_on_while_a_kv_is_pulled(bench, plain):
     slow = Slow()
-    it = bench(transport=slow)
+    it = bench(transport=slow, gated=True)
     slow.go.set()
     it.admit("a", PROMPT, max_tokens=100)
-    it.settle(lambda: len(it.scheduler.running) == 1)
+    it.gate.wait_entered(1)
     slow.go.clear()
     it.admit("b", PROMPT)
+    it.gate.open()
     it.settle(lambda: not it.scheduler.running)  # all hundred steps of the first, the second's KV still on its way
     assert it.engine.stats().waiting == 1
     slow.go.set()

@@ -45,7 +45,8 @@ def test_min_tokens_over_max_tokens_is_refused_naming_both():
 @pytest.mark.parametrize(("name", "value"), [
     ("temperature", 0), ("temperature", 100.0), ("top_p", 1), ("top_p", 1e-9), ("top_k", -1), ("top_k", 0), ("top_k", 10**6), ("min_p", 0),
     ("min_p", 1), ("repetition_penalty", 10), ("presence_penalty", -2), ("frequency_penalty", 2), ("seed", 0), ("seed", 2**63 - 1),
-    ("max_tokens", 1), ("min_tokens", 0), ("stop", []), ("stop", ["x" * 256] * MAX_STOP), ("stop_token_ids", [0, 10**9]), ("ignore_eos", True),
+    ("max_tokens", 1), ("min_tokens", 0), ("stop", []), ("stop", ["x" * 256] * MAX_STOP), ("stop_token_ids", [0, 10**9]),
+    ("ignore_eos", True),
     ("logprobs", 0), ("logprobs", MAX_LOGPROBS), ("logprobs", None), ("seed", None),
 ])
 def test_a_value_at_its_limit_is_taken(name, value):
