@@ -49,6 +49,14 @@ def test_a_full_checkpoint_and_the_bases_own_weights_are_tasks_too(repository, b
     assert add_task(repository, base_dir, "same").weights == "identity"
 
 
+@pytest.mark.parametrize(("kind", "layers", "words"), [("qwen2", 2, "bias"), ("llama", 3, "layers.2"), ("llama", 1, "layers.1")])
+def test_a_checkpoint_of_another_geometry_is_refused_by_tensor(repository, base_dir, tmp_path, monkeypatch, kind, layers, words):
+    monkeypatch.setitem(tiny.SIZE, "num_hidden_layers", layers)
+    with pytest.raises(ValueError, match=f"^checkpoint: tensor .*{words}"):
+        add_task(repository, base_dir, "mine", tiny.checkpoint(tmp_path / "full", kind))
+    assert names(repository) == ["sun"]
+
+
 def test_adding_again_replaces(repository, base_dir, tmp_path):
     add_task(repository, base_dir, "mine")
     assert add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir)) == TaskRegistry(repository).get("mine")

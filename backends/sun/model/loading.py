@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from sun.model.llama import Llama
 from sun.model.manifest import BaseManifest, TaskManifest
 from sun.model.weights import checkpoint_files, load_lora, map_checkpoint, weights_digest
@@ -41,4 +43,20 @@ def load_prefill(base_dir: str | Path, task_dir: str | Path) -> tuple[TaskManife
         raise ValueError(f"task.json weights_digest: says {task.weights_digest}, the weights of {task.name} are {got}")
     if task.weights == "lora":
         return task, Llama(base, map_checkpoint(base_dir), load_lora(task_dir))
-    return task, Llama(base, map_checkpoint(task_dir if task.weights == "full" else base_dir))
+    tensors = map_checkpoint(base_dir)
+    if task.weights == "full":
+        own = map_checkpoint(task_dir)
+        check_same_shapes(own, tensors)
+        tensors = own
+    return task, Llama(base, tensors)
+
+
+def check_same_shapes(own: dict[str, Tensor], base: dict[str, Tensor]) -> None:
+    """Raise ValueError naming the first tensor of the decoder that is missing, of another shape, or not the base's.
+
+    The head is left out: a prefill module has no use for it, and whether it is stored depends on tied embeddings.
+    """
+    for name in sorted((own.keys() | base.keys()) - {"lm_head.weight"}):
+        got, needed = (list(tensors[name].shape) if name in tensors else "none" for tensors in (own, base))
+        if got != needed:
+            raise ValueError(f"checkpoint: tensor {name} has shape {got}, the base's has {needed}; prefill and decode must be of one geometry")
