@@ -3,7 +3,6 @@
 import json
 
 import msgspec
-import triton_python_backend_utils as pb_utils
 
 from sun.handoff.shm import Shm
 from sun.model.manifest import BaseManifest

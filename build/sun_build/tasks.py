@@ -10,11 +10,9 @@ import msgspec
 
 from sun.model.loading import load_prefill, task_digest, task_weight_files
 from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest, write_manifest
+from sun.model.weights import ADAPTER_FILES, INDEX_FILE
 from sun.router.tasks import NAME, TaskRegistry
 from sun_build.ensemble import ensemble_config
-
-INDEX_FILE = "model.safetensors.index.json"
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 PREFILL_CONFIG = """\
 # {name}: prompt token ids x1..x(n-1) -> KV ticket, with this task's weights. Written by `sun task add`.
@@ -27,19 +25,24 @@ def weights_kind(weights: Path | None) -> str:
     """"identity" without a folder, "lora" for one with peft's files, else "full". ValueError if it is none of them."""
     if weights is None:
         return "identity"
-    if (weights / "adapter_config.json").is_file():
+    if (weights / ADAPTER_FILES[0]).is_file():
         return "lora"
     if (weights / "model.safetensors").is_file() or (weights / INDEX_FILE).is_file():
         return "full"
     raise ValueError(f"weights: {weights} holds neither a LoRA adapter ({', '.join(ADAPTER_FILES)}) nor a safetensors checkpoint")
 
 
-def describe_weights(base_dir: Path, folder: Path, name: str, sampling: dict | None = None, metric: dict | None = None) -> TaskManifest:
-    """Write the `task.json` of tuned weights beside them, so that they say which base and prompt they were made for."""
-    base, kind = BaseManifest.load(base_dir), weights_kind(folder)
-    manifest = TaskManifest(
+def new_manifest(base: BaseManifest, folder: Path, kind: str, name: str, sampling: dict | None = None,
+                 metric: dict | None = None) -> TaskManifest:
+    """The manifest of a task whose weights in ``folder`` are taken to belong to ``base``."""
+    return TaskManifest(
         name=name, weights=kind, weights_digest=task_digest(folder, kind), base_digest=base.digest, prompt=base.prompt,
         sampling=sampling or {}, metric=metric or {})
+
+
+def describe_weights(base_dir: Path, folder: Path, name: str, sampling: dict | None = None, metric: dict | None = None) -> TaskManifest:
+    """Write the `task.json` of tuned weights beside them, so that they say which base and prompt they were made for."""
+    manifest = new_manifest(BaseManifest.load(base_dir), folder, weights_kind(folder), name, sampling, metric)
     write_manifest(folder, manifest)
     return manifest
 
@@ -57,8 +60,7 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
     if kind != "identity" and (source / TASK_FILE).is_file():
         manifest = msgspec.structs.replace(TaskManifest.load(source), name=name)
     else:
-        manifest = TaskManifest(
-            name=name, weights=kind, weights_digest=task_digest(source, kind), base_digest=base.digest, prompt=base.prompt)
+        manifest = new_manifest(base, source, kind, name)
     # Made beside and moved in, so that a task is in the repository whole or not at all.
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=".task-") as scratch:
         prefill, ensemble = Path(scratch) / f"prefill_{name}", Path(scratch) / name
@@ -90,9 +92,10 @@ def check_name(repository: Path, name: str) -> None:
 
 def remove_task(repository: Path, name: str, missing_ok: bool = False) -> None:
     """Delete a task's entries. Raises ValueError naming the tasks there are if there is no such task."""
-    if name not in TaskRegistry(repository).names():
+    names = TaskRegistry(repository).names()
+    if name not in names:
         if missing_ok:
             return
-        raise ValueError(f"name: there is no task {name[:64]!r}; the tasks here are {', '.join(TaskRegistry(repository).names()) or 'none'}")
+        raise ValueError(f"name: there is no task {name[:64]!r}; the tasks here are {', '.join(names) or 'none'}")
     for folder in (f"prefill_{name}", name):
         shutil.rmtree(repository / folder, ignore_errors=True)

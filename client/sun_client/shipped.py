@@ -9,7 +9,7 @@ import filecmp
 from dataclasses import dataclass
 from pathlib import Path
 
-from sun.model.manifest import BASE_FILE, TASK_FILE, BaseManifest, TaskManifest
+from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest
 from sun_client.root import Root
 
 EMBEDDED = "smollm2"
@@ -51,11 +51,11 @@ def shipped(root: Root) -> list[Shipped]:
 def base_to_do(root: Root) -> str | None:
     """Why the base must be laid out anew, as a phrase; None if the shipped tasks were tuned on it, or the user chose another."""
     try:
-        base = BaseManifest.load(root.base)
+        base = root.manifest()
     except FileNotFoundError:
         return "there is none yet"
-    except ValueError as error:
-        return f"its {BASE_FILE} is not readable ({error})"
+    except ValueError:
+        return "the one there is not readable"
     if base.source != EMBEDDED:
         return None
     for task in shipped(root):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sun.handoff.shm import Shm
 from sun.local import LocalFleet
 from sun.model.manifest import BaseManifest
 from sun.router.policy import LeastTokens
@@ -18,6 +19,14 @@ from sun_build.base import build_base
 
 from . import tiny
 from .harness import Bench, Service
+
+
+@pytest.fixture
+def shm(tmp_path) -> Iterator[Shm]:
+    """A transport whose files tell what is left behind."""
+    shm = Shm(tmp_path / "kv", publisher=True)
+    yield shm
+    shm.close()
 
 
 @pytest.fixture(scope="session")

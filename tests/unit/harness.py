@@ -13,6 +13,7 @@ from sun.decode.executor import Executor, TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.decode.params import SamplingParams
 from sun.handoff.inline import Inline
+from sun.handoff.shm import Shm
 from sun.handoff.transport import Transport
 from sun.local import LocalFleet
 from sun.messages import Ack, Admit, TokenEvent
@@ -25,6 +26,14 @@ from sun.router.router import Router
 
 PATIENCE_S = 60.0
 """How long a test waits for what must happen; far more than it ever takes, so that only a hang fails."""
+
+TEXT = "tell me"
+OPEN_ENDED = {"ignore_eos": True, "max_tokens": 400}
+
+
+def files(shm: Shm) -> int:
+    """Published KV that nobody has released."""
+    return sum(entry.name != ".lock" for entry in shm.owner.iterdir())
 
 
 def within(call: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sun.model.llama import Llama
 from sun.model.manifest import BaseManifest, TaskManifest
-from sun.model.weights import checkpoint_files, load_lora, map_checkpoint, weights_digest
+from sun.model.weights import ADAPTER_FILES, checkpoint_files, load_lora, map_checkpoint, weights_digest
 
 
 def task_weight_files(task_dir: str | Path, kind: str) -> list[Path]:
@@ -16,7 +16,7 @@ def task_weight_files(task_dir: str | Path, kind: str) -> list[Path]:
     if kind == "identity":
         return []
     if kind == "lora":
-        return [Path(task_dir) / "adapter_config.json", Path(task_dir) / "adapter_model.safetensors"]
+        return [Path(task_dir) / name for name in ADAPTER_FILES]
     return checkpoint_files(task_dir)
 
 

@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LORA_NAME = re.compile(r"(?:base_model\.model\.)?model\.(layers\.\d+\.(?:self_attn|mlp)\.\w+_proj)\.lora_([AB])\.weight")
 
 
 def checkpoint_files(directory: str | Path) -> list[Path]:
     """The safetensors files of a checkpoint directory (one, or the shards its index names)."""
     directory = Path(directory)
-    index = directory / "model.safetensors.index.json"
+    index = directory / INDEX_FILE
     if index.is_file():
         return sorted(directory / name for name in set(json.loads(index.read_text())["weight_map"].values()))
     if (directory / "model.safetensors").is_file():
