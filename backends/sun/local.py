@@ -12,6 +12,7 @@ from sun.handoff.inline import Inline
 from sun.handoff.transport import Transport
 from sun.messages import Ack, Admit, StepEvents
 from sun.model.loading import load_decode, load_prefill
+from sun.model.quantise import FULL
 from sun.prefill.engine import PrefillEngine
 
 
@@ -19,12 +20,14 @@ class LocalFleet:
     """A `sun.router.fleet.Fleet` of engines in this process.
 
     task_dirs: task -> the folder of its manifest and weights. workers: how many decode engines share the module.
+    scheme, own: of the decode module, see `load_decode`.
     """
 
     def __init__(self, base_dir: str | Path, task_dirs: dict[str, Path], workers: int = 1, kv_tokens: int = 16384,
-                 transport: Transport | None = None, token_budget: int = 512, max_batch: int = 64):
+                 transport: Transport | None = None, token_budget: int = 512, max_batch: int = 64,
+                 scheme: str = FULL, own: Path | None = None):
         transport = transport or Inline()
-        base, model = load_decode(base_dir)
+        base, model = load_decode(base_dir, scheme, own)
         self.prefills: dict[str, PrefillEngine] = {}
         for name, folder in task_dirs.items():
             task, module = load_prefill(base_dir, folder)

@@ -13,11 +13,15 @@ from sun.settings import Place
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """kv_tokens: the KV pool's budget. max_batch: most sequences in a step. threads: CPU threads of a step."""
+    """kv_tokens: the KV pool's budget. max_batch: most sequences in a step. threads: CPU threads of a step.
+
+    scheme: of the weights: "fp32", or a low-bit one of `sun.model.quantise`.
+    """
 
     kv_tokens: int = 16384
     max_batch: int = 64
     threads: int = 1
+    scheme: str = "fp32"
 
 
 class TritonPythonModel:
@@ -42,7 +46,7 @@ class TritonPythonModel:
 
         place = Place(args)
         settings = place.settings(Settings)
-        base, model = load_decode(place.base_dir)
+        base, model = load_decode(place.base_dir, settings.scheme)
         pool = KVPool(base.geometry, settings.kv_tokens)
         self.shm = Shm()
         executor = TorchExecutor(model, pool)

@@ -1,11 +1,14 @@
-"""Score a task on chat JSONL through the very engine that serves, without a server."""
+"""Score answers on test conversations; get them from the very engine that serves, without a server."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import msgspec
+import numpy as np
 
 from sun.local import LocalFleet
 from sun.model.manifest import BaseManifest
@@ -16,8 +19,11 @@ from sun.router.request import GenerateRequest
 from sun.router.router import Limits, Router
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat
-from sun_build.metrics import METRICS
-from sun_build.tune.data import read_conversations
+from sun_build.contestants import Contestant, staged
+from sun_build.metrics import METRICS, NEEDS
+from sun_build.tune.data import Conversation, read_conversations
+
+GREEDY = {"temperature": 0.0}
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,20 @@ class Scored:
     answer: str
     reference: str
     right: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of right answers with the 95 % interval of its bootstrap, of ``n`` examples."""
+
+    score: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """As it is written to JSON."""
+        return asdict(self)
 
 
 class Waiting:
@@ -60,33 +80,71 @@ class Waiting:
         return self.text
 
 
-def evaluate(repository: Path, base_dir: Path, task: str, data: Path, metric: str, limit: int | None = None, batch: int = 32,
-             max_tokens: int = 96, report: Callable[[int, int], None] = lambda done, total: None) -> list[Scored]:
-    """Greedy answers to the last turn of every conversation in ``data`` (the first ``limit``), scored by ``metric``.
-
-    batch: sequences decoded at once. report(done, total) is called after each answer.
-    Raises ValueError naming a metric or a line of the data that does not fit.
-    """
+def test_set(data: Path, metric: str, limit: int | None = None) -> list[Conversation]:
+    """The first ``limit`` conversations of ``data``. Raises ValueError naming a metric or a line of the data that does not fit."""
     if metric not in METRICS:
         raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}")
     conversations = read_conversations(data)[:limit]
+    for conversation in conversations:
+        if missing := [name for name in NEEDS.get(metric, ()) if name not in conversation.row]:
+            raise ValueError(f"{conversation.where}: metric {metric} needs {' and '.join(missing)} beside the messages")
+    return conversations
+
+
+def engine_answers(base_dir: Path, who: Contestant, conversations: list[Conversation], task: str = "task", max_tokens: int = 96,
+                   batch: int = 32, report: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+    """Greedy answers to the last assistant turn of every conversation, through router, prefill, handoff and decode engine.
+
+    batch: sequences decoded at once. report(done, total) is called after each answer.
+    """
     base = BaseManifest.load(base_dir)
-    fleet = LocalFleet(base_dir, {task: repository / f"prefill_{task}" / "1"}, max_batch=batch)
-    router = Router(
-        fleet, list(fleet.decodes), TaskRegistry(repository), PromptFormat.load(base_dir, base.prompt), LeastTokens(), [],
-        Limits(max_inflight=len(conversations) + 1, deadline_s=86400.0))
-    try:
-        clients = []
-        for messages in conversations:
-            clients.append(Waiting())
-            sampling = {"temperature": 0, "max_tokens": max_tokens}
-            router.submit(GenerateRequest(messages=messages[:-1], sampling=sampling, task=task), clients[-1])
-        scored = []
-        for messages, client in zip(conversations, clients, strict=True):
-            answer, reference = client.answer(), messages[-1]["content"]
-            scored.append(Scored(messages[-2]["content"], answer, reference, METRICS[metric](answer, reference)))
-            report(len(scored), len(conversations))
-        return scored
-    finally:
-        router.close()
-        fleet.close()
+    with staged(base_dir, task, who.prefill) as repository:
+        fleet = LocalFleet(
+            base_dir, {task: repository / f"prefill_{task}" / "1"}, max_batch=batch, scheme=who.scheme, own=who.own)
+        router = Router(
+            fleet, list(fleet.decodes), TaskRegistry(repository), PromptFormat.load(base_dir, base.prompt), LeastTokens(), [],
+            Limits(max_inflight=len(conversations) + 1, deadline_s=86400.0))
+        try:
+            clients = []
+            for conversation in conversations:
+                clients.append(Waiting())
+                messages = conversation.messages[: conversation.last_turn]
+                router.submit(GenerateRequest(messages=messages, sampling={**GREEDY, "max_tokens": max_tokens}, task=task), clients[-1])
+            answers = []
+            for client in clients:
+                answers.append(client.answer())
+                report(len(answers), len(clients))
+            return answers
+        finally:
+            router.close()
+            fleet.close()
+
+
+def score(conversations: list[Conversation], answers: list[str], metric: str) -> list[Scored]:
+    """Each answer against its conversation's last assistant turn."""
+    scored = []
+    for conversation, answer in zip(conversations, answers, strict=True):
+        turn = conversation.last_turn
+        prompt, reference = (conversation.messages[i]["content"] for i in (turn - 1, turn))
+        scored.append(Scored(prompt, answer, reference, METRICS[metric](answer, reference, conversation.row)))
+    return scored
+
+
+def summary(scored: list[Scored]) -> Score:
+    """The share that is right, with its interval."""
+    right = np.array([s.right for s in scored], dtype=float)
+    low, high = interval(right)
+    return Score(float(right.mean()), low, high, len(right))
+
+
+def interval(values: np.ndarray, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of values [n] (Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    means = np.concatenate([values[rng.integers(0, len(values), (1000, len(values)))].mean(axis=1) for _ in range(resamples // 1000)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def write_scored(path: Path, scored: list[Scored]) -> None:
+    """One JSON line per example."""
+    path.write_bytes(b"".join(msgspec.json.encode(s) + b"\n" for s in scored))

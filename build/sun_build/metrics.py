@@ -5,28 +5,53 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable
+from typing import Any
+
+from sun_build import bfcl
 
 OPERATORS: dict[type, Callable[[float, float], float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
 }
 
 
-def exact(answer: str, reference: str) -> bool:
+Row = dict[str, Any] | None
+"""The fields of a test row beside its messages; only BFCL needs them."""
+
+
+def exact(answer: str, reference: str, row: Row = None) -> bool:
     """Equal but for surrounding whitespace."""
     return answer.strip() == reference.strip()
 
 
-def command(answer: str, reference: str) -> bool:
+def command(answer: str, reference: str, row: Row = None) -> bool:
     """Equal after runs of whitespace are made one space (NL2Bash's exact match)."""
     return answer.split() == reference.split()
 
 
-def utility(answer: str, reference: str) -> bool:
+def utility(answer: str, reference: str, row: Row = None) -> bool:
     """The same program is called: the first words are equal."""
     return answer.split()[:1] == reference.split()[:1]
 
 
-def expression(answer: str, reference: str) -> bool:
+def flags(answer: str, reference: str, row: Row = None) -> bool:
+    """The same program is called with the same flags, whatever their order and their values."""
+    return utility(answer, reference) and _flags(answer) == _flags(reference)
+
+
+def _flags(text: str) -> set[str]:
+    return {word for word in text.split() if word.startswith("-")}
+
+
+def tool_call(answer: str, reference: str, row: Row = None) -> bool:
+    """BFCL's AST match; needs the row's "functions" and "possible"."""
+    try:
+        call = bfcl.parse_call(answer)
+    except ValueError:
+        return False
+    return bfcl.matches(call, row["functions"], row["possible"])
+
+
+def expression(answer: str, reference: str, row: Row = None) -> bool:
     """The expressions left of ``=`` have the same value, to 1e-3."""
     try:
         return abs(value(answer) - value(reference)) <= 1e-3
@@ -53,4 +78,8 @@ def _value(node: ast.expr) -> float:
     raise ValueError(f"not arithmetic: {ast.dump(node)[:80]}")
 
 
-METRICS: dict[str, Callable[[str, str], bool]] = {"exact": exact, "intent": exact, "bash": command, "utility": utility, "math": expression}
+METRICS: dict[str, Callable[[str, str, Row], bool]] = {
+    "exact": exact, "intent": exact, "bash": command, "utility": utility, "flags": flags, "math": expression, "bfcl": tool_call,
+}
+NEEDS: dict[str, tuple[str, ...]] = {"bfcl": ("functions", "possible")}
+"""What a test row must have beside its messages."""

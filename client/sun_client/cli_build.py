@@ -1,8 +1,7 @@
-"""`sun setup`, `sun base` and `sun tune`: what happens before serving."""
+"""`sun setup`, `sun base` and `sun data`: what happens before serving."""
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -73,42 +72,14 @@ def base(
         print(f"These tasks were made for another base and keep the server from starting; tune or remove them: {', '.join(other)}.")
 
 
-def tune(
-    task: Annotated[str, typer.Option(help="The task's name, for the adapter's card.")],
-    data: Annotated[Path, typer.Option(help='Training conversations, one JSON per line: {"messages": [...]}.')],
-    out: Annotated[Path, typer.Option(help="Folder for the adapter.")],
-    base: Annotated[Path | None, typer.Option(help="The base model's folder. Default: the root's build/base.", show_default=False)] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank; alpha is twice that.")] = 12,
-    lr: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 2e-3,
-    batch: Annotated[int, typer.Option(min=1, help="Examples per step.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of the weights' start and the data's order.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Longer examples (prompt and answer, in tokens) are left out.")] = 512,
-    metric: Annotated[str | None, typer.Option(help="What `sun eval` scores it by: exact, intent, bash, utility, math.", show_default=False)] = None,
-    held_out: Annotated[int, typer.Option(min=0, help="Keep the last so many examples out of training and report their loss.")] = 0,
-    root: RootOption = None,
+def data(
+    name: Annotated[str, typer.Argument(help="bfcl: tool calling, simple and multiple, from the bfcl-eval package.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.jsonl and test.jsonl.")],
 ) -> None:
-    """Tune a prefill module for a task on your own data. The decode module stays as it is."""
-    from sun.model.manifest import BaseManifest
-    from sun_build.metrics import METRICS
-    from sun_client import show, tuning
-    from sun_client.root import Root
+    """Lay out a public data set as training and test conversations that share nothing."""
+    if name != "bfcl":
+        raise ValueError(f"name: got {name!r}, expected bfcl")
+    from sun_build.bfcl_data import write
 
-    base_dir = base if base is not None else Root.find(root).base
-    manifest = BaseManifest.load(base_dir)
-    if not data.is_file():
-        raise ValueError(f"--data: there is no file {data}")
-    if metric is not None and metric not in METRICS:
-        raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
-    with show.quiet_libraries():
-        run = tuning.Tuning(task, base_dir, manifest, data, out, metric, dict(
-            steps=steps, rank=rank, alpha=2 * rank, lr=lr, batch=batch, seed=seed, max_tokens=max_tokens))
-        with show.working(f"reading {data}"):
-            rows, kept_out, too_long = run.read(held_out)
-        if too_long:
-            print(f"{too_long} examples are left out: longer than {max_tokens} tokens.")
-        print(f"Training on {len(rows)} examples" + (f", {len(kept_out)} held out." if kept_out else "."))
-        result = run.train(rows, kept_out)
-    loss = f", held-out loss {result['held_out_loss']}" if kept_out else ""
-    print(f"{task}: {steps} steps, last training loss {result['train_loss']}{loss}.")
-    print(f"Next: sun task add {task} --weights {os.path.relpath(out)}")
+    train, test = write(out)
+    print(f"{out}: {train} conversations to train on, {test} to test on; no function is in both.")

@@ -1,8 +1,7 @@
-"""`sun eval`: how often a task is right."""
+"""`sun eval`: how often a task is right, and what that is held against."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -13,15 +12,20 @@ from sun_client.cli_options import RootOption
 
 def evaluate(
     task: Annotated[str, typer.Option(help="A task of the model repository.")],
-    data: Annotated[Path, typer.Option(help='Test conversations, one JSON per line: {"messages": [...]}; the last turn is the reference.')],
-    metric: Annotated[str | None, typer.Option(help="exact, intent, bash, utility or math. Default: the task's.", show_default=False)] = None,
+    data: Annotated[Path, typer.Option(help='Test conversations, one JSON per line: {"messages": [...]}; the last assistant turn is the reference.')],
+    metric: Annotated[str | None, typer.Option(help="exact, intent, bash, utility, flags, math or bfcl. Default: the task's.", show_default=False)] = None,
+    against: Annotated[str, typer.Option(help="Rows of the table, with commas: base, full, naive, sun, qsun. With full, naive comes along.")] = "sun",
+    full: Annotated[Path | None, typer.Option(help="A checkpoint of `sun tune --method full`, for the rows full and naive.", show_default=False)] = None,
+    scheme: Annotated[str, typer.Option(help="Decode module of the row qsun: int8, int4 or nf4.")] = "int4",
+    server: Annotated[bool, typer.Option("--server", help="Ask a running server in place of the engine: one row, of what it serves.")] = False,
+    url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write every example's answer to this JSONL file.", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
+    batch: Annotated[int, typer.Option(min=1, help="Answers decoded, or asked for, at once.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="Also write every example's answer to this JSONL file; with several rows, one file a row (NAME.ROW.jsonl).", show_default=False)] = None,
     root: RootOption = None,
 ) -> None:
-    """Score a task on test data, greedily, with the engine that serves but without a server."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+    """Score a task on test data, greedily, with 95 % bootstrap intervals: with the engine that serves, or through a server."""
     from sun.router.tasks import TaskRegistry
     from sun_client import show
     from sun_client.root import Root
@@ -35,14 +39,46 @@ def evaluate(
         raise ValueError(f"--metric: task {task} names none; give one")
     if not data.is_file():
         raise ValueError(f"--data: there is no file {data}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with show.quiet_libraries(), Progress(*columns, console=show.console, disable=not show.console.is_terminal) as progress:
-        bar = progress.add_task(f"scoring {task}", total=limit)
-        from sun_build.evaluate import evaluate as score
+    with show.quiet_libraries():
+        from sun.model.quantise import check_scheme
+        from sun_build import evaluate as engine
+        from sun_build.contestants import contestant
 
-        scored = score(place.models, place.base, task, data, metric, limit, report=lambda done, total: progress.update(bar, completed=done, total=total))
-    if out is not None:
-        rows = [{"prompt": s.prompt, "answer": s.answer, "reference": s.reference, "right": s.right} for s in scored]
-        out.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    right = sum(s.right for s in scored)
-    print(f"{task}: {metric} {right / len(scored):.3f} ({right} of {len(scored)})")
+        check_scheme(scheme)
+        names = rows(against, server)
+        weights = place.models / f"prefill_{task}" / "1"
+        tuned = None if registry.get(task).weights == "identity" else weights
+        entrants = {} if server else {name: contestant(name, tuned, full, scheme) for name in names}
+        conversations = engine.test_set(data, metric, limit)
+        table = []
+        for name in names:
+            with show.counting(f"{task}: {name}", len(conversations)) as report:
+                if server:
+                    from sun_client.asking import server_answers
+
+                    answers = server_answers(url, task, conversations, max_tokens, batch, report)
+                else:
+                    answers = engine.engine_answers(place.base, entrants[name], conversations, task, max_tokens, batch, report)
+            scored = engine.score(conversations, answers, metric)
+            table.append((name if name != "qsun" else f"qsun ({scheme})", engine.summary(scored), sum(s.right for s in scored)))
+            if out is not None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                engine.write_scored(out if len(names) == 1 else out.with_suffix(f".{name}{out.suffix}"), scored)
+    for name, result, right in table:
+        print(f"{task}: {name}: {metric} {result.score:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] ({right} of {result.n})")
+
+
+def rows(against: str, server: bool) -> list[str]:
+    """The rows that ``against`` names, naive after full if it is not named; ["server"] for a server. Raises ValueError for one that is not known."""
+    from sun_build.contestants import ROWS
+
+    names = list(dict.fromkeys(name.strip() for name in against.split(",") if name.strip()))
+    if not names or any(name not in ROWS for name in names):
+        raise ValueError(f"--against: got {against!r}, expected some of {', '.join(ROWS)}")
+    if server:
+        if names != ["sun"]:
+            raise ValueError("--against: a server has one row, of what it serves; leave it out with --server")
+        return ["server"]
+    if "full" in names and "naive" not in names:
+        names.insert(names.index("full") + 1, "naive")
+    return names

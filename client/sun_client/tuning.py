@@ -14,7 +14,9 @@ from sun_client.show import console
 
 if TYPE_CHECKING:
     from sun_build.tune.data import Example
+    from sun_build.tune.settings import TuneSettings
 
+PEFT = "library_name: peft\ntags: [lora, sun-prefill]\n"
 CARD = """\
 ---
 base_model: {source}
@@ -24,8 +26,7 @@ tags: [lora, sun-prefill]
 
 # {task}
 
-A LoRA adapter of the **prefill module** only (SUN): the prompt's tokens run with it, the answer's with the base as it is.
-It is served by SUN on Triton (`sun task add {task} --weights <this folder>`). Put on the whole model it is another model.
+{what}
 
 | | |
 |---|---|
@@ -34,21 +35,36 @@ It is served by SUN on Triton (`sun task add {task} --weights <this folder>`). P
 | loss | {train_loss} on the last 20 training steps, {held_out_loss} on held-out examples |
 | settings | {settings} |
 """
+WHAT = {
+    ("sun", "lora"): """\
+A LoRA adapter of the **prefill module** only (SUN): the prompt's tokens run with it, the answer's with the base as it is.
+It is served by SUN on Triton (`sun task add {task} --weights <this folder>`). Put on the whole model it is another model.""",
+    ("sun", "none"): """\
+A **prefill module** (SUN): the prompt's tokens run with these weights, the answer's with the base as it is.
+It is served by SUN on Triton (`sun task add {task} --weights <this folder>`). Used as a whole model it is another model.""",
+    "full": """\
+An ordinary fine-tune of the whole model: the baseline that a prefill module is held against (`sun eval --full <this folder>`).""",
+}
 PLAIN_EVERY = 10
 """Steps between lines where there is no terminal."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """One run. metric: what the task is scored by, if it is known. settings: fields of `sun_build.tune.lora.TuneSettings`."""
+    """One run.
+
+    data: a file, or a hub dataset's id. metric: what the task is scored by, if it is known. teacher: a checkpoint to distil from.
+    settings: a `sun_build.tune.settings.TuneSettings`.
+    """
 
     task: str
     base_dir: Path
     base: BaseManifest
-    data: Path
+    data: str
     out: Path
     metric: str | None
-    settings: dict
+    settings: TuneSettings
+    teacher: Path | None = None
 
     def read(self, held_out: int) -> tuple[list[Example], list[Example], int]:
         """Examples to train on, the last ``held_out`` to keep out, and how many were too long.
@@ -58,15 +74,19 @@ class Tuning:
         from sun_build.tune.data import examples, read_conversations
 
         prompts = PromptFormat.load(self.base_dir, self.base.prompt)
-        rows, too_long = examples(read_conversations(self.data), prompts, self.settings["max_tokens"])
+        rows, too_long = examples(read_conversations(self.data), prompts, self.base.vocab, self.settings.max_tokens)
         if len(rows) <= held_out:
             raise ValueError(f"{self.data}: {len(rows)} examples fit into max_tokens and {held_out} are held out; none is left to train on")
         cut = len(rows) - held_out
         return rows[:cut], rows[cut:], too_long
 
-    def train(self, rows: list[Example], held_out: list[Example]) -> dict:
-        """Train with a bar (without a terminal: a line every ten steps), write `task.json` and the card; returns what the card says."""
-        steps = self.settings["steps"]
+    def train(self, rows: list[Example], held_out: list[Example], resume: bool = False, overwrite: bool = False,
+              tensorboard: bool = False) -> dict | None:
+        """Train with a bar (without a terminal: a line every ten steps), write `task.json` and the card; returns what the card says.
+
+        None if the run was interrupted and can be resumed.
+        """
+        steps = self.settings.steps
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"),
             TextColumn("{task.fields[rate]} tokens/s"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn())
@@ -80,16 +100,20 @@ class Tuning:
                     print(f"step {step} of {steps}: loss {loss:.3f}, {rate:.0f} tokens/s", flush=True)
 
             from sun_build.tasks import describe_weights
-            from sun_build.tune.lora import TuneSettings, tune
+            from sun_build.tune.run import tune
 
-            result = tune(self.base_dir, rows, held_out, self.out, TuneSettings(**self.settings), report)
-        describe_weights(self.base_dir, self.out, self.task, {"temperature": 0}, {"name": self.metric} if self.metric else {})
-        self._write_card(result)
+            result = tune(self.base_dir, rows, held_out, self.out, self.settings, self.teacher, resume, overwrite, tensorboard, report)
+        if result is not None:
+            describe_weights(self.base_dir, self.out, self.task, {"temperature": 0}, {"name": self.metric} if self.metric else {})
+            self._write_card(result)
         return result
 
     def _write_card(self, result: dict) -> None:
         """`README.md`, over the empty template that peft writes."""
-        values = {"task": self.task, "source": self.base.source, "digest": self.base.digest, "data": self.data.name, **result}
-        names = ("steps", "batch", "rank", "alpha", "lr", "warmup", "clip", "max_tokens", "seed")
-        shown = ", ".join(f"{name} {result[name]}" for name in names)
-        (self.out / "README.md").write_text(CARD.format(**values, settings=shown))
+        settings = self.settings
+        what = WHAT["full" if settings.method == "full" else (settings.method, settings.adapter)].format(task=self.task)
+        names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "seed"]
+        names += ["rank", "alpha"] if settings.adapter == "lora" else []
+        values = {"task": self.task, "what": what, "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
+        values["settings"] = ", ".join(f"{name} {result[name]}" for name in names)
+        (self.out / "README.md").write_text((CARD if settings.adapter == "lora" else CARD.replace(PEFT, "")).format(**values))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sun.model.llama import Llama
 from sun.model.manifest import BaseManifest, TaskManifest
+from sun.model.quantise import FULL, quantise
 from sun.model.weights import ADAPTER_FILES, checkpoint_files, load_lora, map_checkpoint, weights_digest
 
 
@@ -25,10 +26,17 @@ def task_digest(task_dir: str | Path, kind: str) -> str:
     return "identity" if kind == "identity" else weights_digest(task_weight_files(task_dir, kind))
 
 
-def load_decode(base_dir: str | Path) -> tuple[BaseManifest, Llama]:
-    """The shared decode module: the base's weights, memory-mapped."""
-    base = BaseManifest.load(base_dir)
-    return base, Llama(base, map_checkpoint(base_dir))
+def load_decode(base_dir: str | Path, scheme: str = FULL, own: str | Path | None = None) -> tuple[BaseManifest, Llama]:
+    """The decode module: the base's weights, memory-mapped, or a quantised copy of them.
+
+    own: a checkpoint to decode with in place of the base's, as conventional serving does for each task.
+    Raises ValueError for an unknown scheme or a checkpoint of another geometry.
+    """
+    base, tensors = BaseManifest.load(base_dir), map_checkpoint(base_dir)
+    if own is not None:
+        tensors, shared = map_checkpoint(own), tensors
+        check_same_shapes(tensors, shared)
+    return base, Llama(base, quantise(tensors, scheme))
 
 
 def load_prefill(base_dir: str | Path, task_dir: str | Path) -> tuple[TaskManifest, Llama]:

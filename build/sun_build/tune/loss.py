@@ -2,48 +2,79 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sun_build.tune.data import Example
 
+IGNORE = -100
+"""The label of a position without a loss, as in `torch.nn.functional.cross_entropy`."""
+
 
 def collate(batch: list[Example]) -> dict[str, Tensor]:
-    """Pad a batch for the handoff: prompts x1..x(n-1) on the left, decode inputs xn, y1..y(m-1) on the right.
+    """Lay a batch out for the handoff.
 
-    Returns int64 tensors: prefill_ids, prefill_mask, prefill_positions [B, P]; decode_ids, decode_positions [B, R];
-    mask [B, P + R] (1 where a token may be attended to); labels [B, R] (-100 where there is no loss).
+    What all prompts begin with (a system prompt, a tool's description) is taken out, to run once: shared_ids [S].
+    The prompts' rest up to x(n-1) is padded on the left, the decode inputs xn, y1..y(m-1) on the right.
+    Returns int64 tensors: shared_ids [S]; prefill_ids, prefill_positions [B, P]; decode_ids, decode_positions [B, R];
+    mask [B, S + P + R] (1 where a token may be attended to); labels [B, R] (`IGNORE` where there is no loss).
     """
-    width = max(1, max(len(e.prompt) - 1 for e in batch))
+    prompts = [e.prompt[:-1] for e in batch]
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))))
+    width = max(len(p) for p in prompts) - shared
     length = max(len(e.response) for e in batch)
     rows: dict[str, list[list[int]]] = {name: [] for name in (
-        "prefill_ids", "prefill_mask", "prefill_positions", "decode_ids", "decode_positions", "mask", "labels")}
-    for e in batch:
-        n, m = len(e.prompt) - 1, len(e.response)
-        left, right = width - n, length - m
-        rows["prefill_ids"].append([0] * left + e.prompt[:-1])
-        rows["prefill_mask"].append([0] * left + [1] * n)
-        rows["prefill_positions"].append([0] * left + list(range(n)))
+        "prefill_ids", "prefill_positions", "decode_ids", "decode_positions", "mask", "labels")}
+    for e, prompt in zip(batch, prompts, strict=True):
+        n, m = len(prompt), len(e.response)
+        left, right = width - (n - shared), length - m
+        rows["prefill_ids"].append([0] * left + prompt[shared:])
+        rows["prefill_positions"].append([0] * left + list(range(shared, n)))
         rows["decode_ids"].append([e.prompt[-1], *e.response[:-1]] + [0] * right)
         rows["decode_positions"].append(list(range(n, n + m)) + [0] * right)
-        rows["mask"].append([0] * left + [1] * (n + m) + [0] * right)
-        rows["labels"].append(e.response + [-100] * right)
-    return {name: torch.tensor(values) for name, values in rows.items()}
+        rows["mask"].append([1] * shared + [0] * left + [1] * (n - shared + m) + [0] * right)
+        rows["labels"].append(e.response + [IGNORE] * right)
+    return {"shared_ids": torch.tensor(prompts[0][:shared], dtype=torch.int64)} | {
+        name: torch.tensor(values, dtype=torch.int64) for name, values in rows.items()}
 
 
-def handoff_loss(prefill: nn.Module, decode: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the response tokens, exactly at serving's boundary (SUN, arXiv 2603.02599).
+def handoff_logits(prefill: nn.Module, decode: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Logits [B, R, vocab] of the response tokens, exactly at serving's boundary (SUN, arXiv 2603.02599).
 
-    prefill, decode: transformers causal-LM *backbones and head* as `AutoModelForCausalLM` gives them; gradients reach
-    the prefill module through its K and V alone, so the decode module's parameters should be frozen by the caller.
+    prefill, decode: causal LMs as transformers' `AutoModelForCausalLM` gives them, peft's wrapper on or not. Gradients
+    reach the prefill module through its K and V alone. With one model for both, this is ordinary fine-tuning.
     """
-    cache = prefill.get_decoder()(
-        input_ids=batch["prefill_ids"], attention_mask=batch["prefill_mask"],
-        position_ids=batch["prefill_positions"], use_cache=True,
-    ).past_key_values
-    logits = decode(
+    shared, width = len(batch["shared_ids"]), batch["prefill_ids"].shape[1]
+    cache = None
+    if shared:
+        cache = prefill.get_decoder()(input_ids=batch["shared_ids"][None], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(batch["mask"]))
+    if width:
+        cache = prefill.get_decoder()(
+            input_ids=batch["prefill_ids"], attention_mask=batch["mask"][:, : shared + width],
+            position_ids=batch["prefill_positions"], past_key_values=cache, use_cache=True,
+        ).past_key_values
+    return decode(
         input_ids=batch["decode_ids"], attention_mask=batch["mask"], position_ids=batch["decode_positions"],
         past_key_values=cache, use_cache=True,
     ).logits
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=-100)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy in float32, summed over the response tokens."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def distillation(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """KL(teacher || student) at temperature 1, summed over the response tokens (Hinton et al., arXiv 1503.02531)."""
+    real = labels != IGNORE
+    student, target = logits[real].float().log_softmax(-1), teacher[real].float().log_softmax(-1)
+    return F.kl_div(student, target, reduction="sum", log_target=True)
+
+
+def handoff_loss(prefill: nn.Module, decode: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy over the batch's response tokens; see `handoff_logits`."""
+    return cross_entropy(handoff_logits(prefill, decode, batch), batch["labels"]) / (batch["labels"] != IGNORE).sum()

@@ -1,0 +1,101 @@
+"""The two modules of a tuning run, as one thing that a trainer can train, save and export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from sun.model.quantise import FULL, quantise
+from sun_build.tune.checkpointing import checkpoint_layers
+from sun_build.tune.loss import IGNORE, cross_entropy, distillation, handoff_logits
+from sun_build.tune.settings import TuneSettings
+
+
+def target_modules(layers: int, method: str) -> str:
+    """Regex of the linear layers to adapt: all, but for SUN only those that reach the handed-over KV (in the last layer K and V)."""
+    if method == "full":
+        return r".*layers\.\d+\..*_proj"
+    return rf".*layers\.(?!{layers - 1}\.)\d+\..*_proj|.*layers\.{layers - 1}\.self_attn\.[kv]_proj"
+
+
+class TwoModules(nn.Module):
+    """A prefill module that learns and a decode module: frozen (SUN), or the same model (ordinary fine-tuning).
+
+    teacher: an ordinarily fine-tuned model to learn from, frozen; distill: its share of the loss while training.
+    """
+
+    def __init__(self, prefill: nn.Module, decode: nn.Module, teacher: nn.Module | None = None, distill: float = 0.0):
+        super().__init__()
+        self.prefill, self.decode, self.teacher, self.distill = prefill, decode, teacher, distill
+
+    @classmethod
+    def load(cls, base_dir: str | Path, settings: TuneSettings, teacher: str | Path | None = None) -> TwoModules:
+        """Both modules at the base's weights, in float32; ``teacher`` is a checkpoint's folder."""
+        prefill = load_model(base_dir)
+        decode = prefill if settings.method == "full" else frozen(base_dir, settings.decode)
+        if settings.checkpointing:
+            checkpoint_layers(prefill)
+        if settings.adapter == "lora":
+            prefill = get_peft_model(prefill, LoraConfig(
+                r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+                target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
+            decode = prefill if settings.method == "full" else decode
+        return cls(prefill, decode, None if teacher is None else frozen(teacher, FULL), settings.distill)
+
+    def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
+        """The loss of a batch of `collate`: summed over its response tokens, over ``num_items_in_batch`` (those of a whole step) or their number."""
+        logits, labels = handoff_logits(self.prefill, self.decode, batch), batch["labels"]
+        loss = cross_entropy(logits, labels)
+        if self.teacher is not None and self.training:
+            with torch.no_grad():
+                target = handoff_logits(self.teacher, self.teacher, batch)
+            loss = (1 - self.distill) * loss + self.distill * distillation(logits, target, labels)
+        return {"loss": loss / ((labels != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch)}
+
+    def learnt(self) -> dict[str, Tensor]:
+        """What training changes, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def save(self, folder: str | Path) -> None:
+        """Write what training changes to ``folder``, for `restore`."""
+        save_file({name: p.detach().contiguous() for name, p in self.learnt().items()}, Path(folder) / "learnt.safetensors")
+
+    @torch.no_grad()
+    def restore(self, folder: str | Path) -> None:
+        """Take over what `save` wrote."""
+        saved = load_file(Path(folder) / "learnt.safetensors")
+        for name, parameter in self.learnt().items():
+            parameter.copy_(saved[name])
+
+    def export(self, out: Path, base_dir: Path) -> None:
+        """Write what `sun task add` takes: an adapter in peft's format (float16), or a whole checkpoint (float32).
+
+        An ordinary fine-tune with LoRA is merged: it is a whole model's, not a prefill module's.
+        """
+        if hasattr(self.prefill, "peft_config") and self.decode is not self.prefill:
+            self.prefill.save_pretrained(out)
+            adapter = out / "adapter_model.safetensors"
+            save_file({name: w.half().contiguous() for name, w in load_file(adapter).items()}, adapter, metadata={"format": "pt"})
+            return
+        model = self.prefill.merge_and_unload() if hasattr(self.prefill, "peft_config") else self.prefill
+        model.save_pretrained(out, max_shard_size="1000GB")
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """A checkpoint as transformers' causal LM, in float32."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def frozen(folder: str | Path, scheme: str) -> nn.Module:
+    """A checkpoint that does not learn, its linear layers as ``scheme`` has them."""
+    model = load_model(folder)
+    if scheme != FULL:
+        made = quantise(model.state_dict(), scheme)
+        model.lm_head.weight = nn.Parameter(made["lm_head.weight"])
+        model.load_state_dict(made)
+    return model.requires_grad_(False)

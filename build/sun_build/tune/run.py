@@ -1,0 +1,91 @@
+"""A tuning run from settings and examples to a folder that `sun task add` takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint, set_seed
+
+from sun_build.tune.data import Example
+from sun_build.tune.journal import Journal, Report, draw, read_steps, STEPS_FILE
+from sun_build.tune.modules import TwoModules
+from sun_build.tune.settings import TuneSettings
+from sun_build.tune.stopping import Interrupt, OptimizerGuard, out_of_memory
+from sun_build.tune.trainer import CHECKPOINTS, HandoffTrainer
+
+SETTINGS_FILE = "tune.json"
+
+
+def begin(out: Path, settings: TuneSettings, resume: bool, overwrite: bool) -> Path | None:
+    """Make ready ``out`` for a run; the checkpoint to go on from, if any.
+
+    Raises ValueError if there is a run already and neither ``resume`` nor ``overwrite`` says what to do with it, or if
+    the run to resume has other settings.
+    """
+    said = out / SETTINGS_FILE
+    if said.is_file() and not overwrite:
+        if not resume:
+            raise ValueError(f"out: {out} holds a run already; resume it or overwrite it (--resume, --overwrite)")
+        if other := settings.differences(json.loads(said.read_text())):
+            raise ValueError(f"out: the run in {out} has another {', '.join(other)}; give it the same to resume it")
+    elif overwrite:
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        (out / STEPS_FILE).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    said.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    last = get_last_checkpoint(str(out / CHECKPOINTS)) if (out / CHECKPOINTS).is_dir() else None
+    return None if last is None else Path(last)
+
+
+def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path, settings: TuneSettings, teacher: Path | None = None,
+         resume: bool = False, overwrite: bool = False, tensorboard: bool = False,
+         report: Report = lambda step, loss, rate: None) -> dict | None:
+    """Train, and write to ``out`` the weights, `tune.json` (the settings), `steps.jsonl` and `loss.png`.
+
+    teacher: a checkpoint to distil from, needed if settings.distill is not 0. Returns what the task's card should say: the
+    settings, the last losses and the best held-out loss; None if the run was interrupted, which leaves a checkpoint to resume.
+    Raises RuntimeError, with a checkpoint left too, if memory ran out.
+    """
+    if bool(settings.distill) != (teacher is not None):
+        raise ValueError("distill: needs a teacher, and a teacher needs distill above 0")
+    out = Path(out)
+    checkpoint = begin(out, settings, resume, overwrite)
+    set_seed(settings.seed)  # before the adapter's weights are drawn
+    model = TwoModules.load(base_dir, settings, teacher)
+    interrupt, guard = Interrupt(), OptimizerGuard()
+    journal = Journal(out, lambda: trainer.tokens, report)
+    trainer = HandoffTrainer(model, rows, held_out, out, settings, tensorboard, [journal, interrupt, guard])
+    try:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise RuntimeError(f"out of memory: {_rescue(trainer, guard)}; go on with --resume, and a smaller --batch with a larger "
+                           f"--accumulate, or --checkpointing") from error
+    finally:
+        interrupt.release()
+    if interrupt.asked and trainer.state.global_step < settings.steps:
+        return None
+    if trainer.is_world_process_zero():
+        model.export(out, base_dir)
+        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+        draw(out, f"{out.name}: {settings.method}, {settings.adapter}, decode {settings.decode}")
+    lines = read_steps(out / STEPS_FILE)
+    losses, held = [r["loss"] for r in lines if "loss" in r], [r["held_out_loss"] for r in lines if "held_out_loss" in r]
+    return {
+        **asdict(settings), "lr": settings.peak_lr, "examples": len(rows), "train_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
+        "held_out_loss": round(min(held), 4) if held else None,
+    }
+
+
+def _rescue(trainer: HandoffTrainer, guard: OptimizerGuard) -> str:
+    """Save where training stands, if weights and optimiser are of one step; says what there is to resume from."""
+    step = trainer.state.global_step
+    if guard.whole and step:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        return f"step {step} is saved"
+    saved = sorted(Path(trainer.args.output_dir).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    return f"{saved[-1].name.replace('checkpoint-', 'step ')} is saved" if saved else "nothing was learnt yet"

@@ -1,0 +1,75 @@
+"""What a tuning run depends on besides the base and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sun.model.quantise import FULL, check_scheme
+
+METHODS = ("sun", "full")
+ADAPTERS = ("lora", "none")
+SCHEDULES = ("linear", "cosine")
+LEARNING_RATES = {"lora": 2e-3, "none": 2e-4}
+
+
+@dataclass(frozen=True)
+class TuneSettings:
+    """One run's settings; kept beside what it makes.
+
+    method: "sun" trains the prefill module through the frozen decode module, "full" one ordinary model.
+    adapter: "lora", or "none" for all weights. decode: the frozen decode module's scheme (see `sun.model.quantise`).
+    steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for the adapter's default.
+    schedule: of the learning rate after `warmup` (a share of the steps). clip: largest norm of the gradient.
+    max_tokens: longest example, prompt and response. distill: share of the loss that is the divergence from a teacher's
+    distribution over the response tokens. eval_every, save_every: steps. patience: evaluations without a better held-out
+    loss after which the run ends, 0 for never. checkpointing: recompute the prefill's activations, to save memory.
+    """
+
+    method: str = "sun"
+    adapter: str = "lora"
+    decode: str = FULL
+    steps: int = 300
+    batch: int = 16
+    accumulate: int = 1
+    rank: int = 16
+    alpha: int = 32
+    lr: float | None = None
+    schedule: str = "linear"
+    warmup: float = 0.06
+    clip: float = 1.0
+    max_tokens: int = 512
+    distill: float = 0.0
+    eval_every: int = 50
+    save_every: int = 50
+    patience: int = 0
+    checkpointing: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("adapter", ADAPTERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        check_scheme(self.decode)
+        if self.method == "full" and self.decode != FULL:
+            raise ValueError(f"decode: {self.decode} is for method sun; with method full no module is frozen")
+        for name in ("steps", "batch", "accumulate", "rank", "alpha", "eval_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, the least is 1")
+        if not 0 <= self.distill <= 1:
+            raise ValueError(f"distill: got {self.distill}, expected 0 to 1")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: got {self.warmup}, expected a share of the steps from 0 to below 1")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return LEARNING_RATES[self.adapter] if self.lr is None else self.lr
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """Names of settings that make another run than ``other``'s. The split of a step into batch x accumulate makes none."""
+        free = {"batch", "accumulate", "save_every", "checkpointing"}
+        names = [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != other.get(f.name)]
+        if self.batch * self.accumulate != other.get("batch", 0) * other.get("accumulate", 0):
+            names.append("batch x accumulate")
+        return names

@@ -1,0 +1,91 @@
+"""transformers' Trainer around the two modules: it brings accumulation, precision, schedules, devices, checkpoints and resuming."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from sun_build.tune.batches import plan_batches
+from sun_build.tune.data import Example
+from sun_build.tune.loss import collate
+from sun_build.tune.modules import TwoModules
+from sun_build.tune.settings import TuneSettings
+
+CHECKPOINTS = "checkpoints"
+
+
+class Planned(BatchSampler):
+    """Batches known beforehand, as lists of indices."""
+
+    def __init__(self, batches: list[list[int]], size: int):
+        self.batches, self.batch_size, self.drop_last = batches, size, False
+
+    def __iter__(self):
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class HandoffTrainer(Trainer):
+    """Trains `TwoModules`. A run is one epoch of planned batches, so a resumed run sees the very batches it would have seen."""
+
+    def __init__(self, model: TwoModules, rows: list[Example], held_out: list[Example], out: Path, settings: TuneSettings,
+                 tensorboard: bool, callbacks: list[TrainerCallback]):
+        on_gpu = torch.cuda.is_available()
+        best = {"eval_strategy": "steps", "eval_steps": settings.eval_every, "load_best_model_at_end": True,
+                "metric_for_best_model": "loss", "greater_is_better": False} if held_out else {}
+        arguments = TrainingArguments(
+            output_dir=str(out / CHECKPOINTS), max_steps=settings.steps, gradient_accumulation_steps=settings.accumulate,
+            learning_rate=settings.peak_lr, lr_scheduler_type=settings.schedule, warmup_steps=int(settings.warmup * settings.steps),
+            max_grad_norm=settings.clip, weight_decay=0.0, optim="adamw_torch_fused", bf16=on_gpu, use_cpu=not on_gpu, seed=settings.seed,
+            # The best checkpoint must have been saved, so with held-out examples both happen at the same steps.
+            save_strategy="steps", save_steps=settings.eval_every if held_out else settings.save_every, save_total_limit=2,
+            logging_steps=1, logging_nan_inf_filter=False, report_to=["tensorboard"] if tensorboard else [], disable_tqdm=True,
+            remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"], dataloader_pin_memory=on_gpu, **best)
+        if held_out and settings.patience:
+            callbacks = [*callbacks, EarlyStoppingCallback(settings.patience)]
+        super().__init__(model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None, data_collator=collate, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)  # the journal says it all
+        self.settings, self.tokens = settings, 0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """All batches of the run; a step's examples are the same however they are split into batches to accumulate."""
+        size, parts = self.settings.batch, self.settings.accumulate * self.args.world_size
+        steps = plan_batches(self.train_dataset, size * parts, self.settings.steps, self.settings.seed)
+        planned = [share for step in steps for share in split(step, parts)]
+        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=Planned(planned, size), collate_fn=collate))
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """The held-out examples, by length."""
+        rows = self.eval_dataset
+        order, size = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt)), self.settings.batch
+        planned = [order[i : i + size] for i in range(0, len(order), size)]
+        return self.accelerator.prepare(DataLoader(rows, batch_sampler=Planned(planned, size), collate_fn=collate))
+
+    def training_step(self, model, inputs: dict[str, Tensor], *args, **kwargs) -> Tensor:
+        """As in Trainer; counts the tokens that ran."""
+        self.tokens += int(inputs["mask"].sum())
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.unwrap_model(self.model).save(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.accelerator.unwrap_model(model or self.model).restore(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self.accelerator.unwrap_model(self.model).restore(self.state.best_model_checkpoint)
+
+
+def split(step: list[int], parts: int) -> list[list[int]]:
+    """A step's examples in ``parts`` batches of about one size; with fewer examples than parts, some are used twice."""
+    step = step * (-(-parts // len(step))) if len(step) < parts else step
+    edges = [len(step) * i // parts for i in range(parts + 1)]
+    return [step[a:b] for a, b in zip(edges, edges[1:], strict=False)]

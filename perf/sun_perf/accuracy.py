@@ -1,0 +1,145 @@
+"""The accuracy table: train what is missing, score it with the engine, write results and report.
+
+`python -m sun_perf.accuracy --data DIR` goes on where an earlier run ended: a row whose result is there with the same settings
+is not made again. Weights go to .run/accuracy, results to perf/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from sun_perf import accuracy_report
+from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, training
+from sun_perf.machine import commit, machine
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "perf" / "results"
+RUNS = ROOT / ".run" / "accuracy"
+BASE = ROOT / "build" / "base"
+# A training step allocates and frees the same large blocks over and over; glibc would give them back and fault them in anew.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "1000000000"}
+
+
+def result_path(task: str, row: str) -> Path:
+    """Where a row's result lies."""
+    return RESULTS / "accuracy" / f"{task}.{row}.json"
+
+
+def settings_of(task: Task, row: Row) -> dict:
+    """Everything that a row's score depends on, besides code and data."""
+    tuned = None if row.weights is None else asdict(training(task, row.weights))
+    return {"training": tuned, "held_out": HELD_OUT, "own": row.own, "scheme": row.scheme, "limit": task.limit, "metric": task.metric}
+
+
+def done(task: Task, row: Row) -> bool:
+    """Whether the row's result is there and of these settings."""
+    path = result_path(task.name, row.name)
+    return path.is_file() and json.loads(path.read_text())["settings"] == settings_of(task, row)
+
+
+def train(task: Task, weights: str, data: Path) -> dict:
+    """Tune one of `TRAININGS` into ``RUNS``; one that is there already is taken as it is, one that was cut off goes on."""
+    from sun.model.manifest import TASK_FILE, BaseManifest
+    from sun_client.tuning import Tuning
+
+    out = RUNS / task.name / weights
+    note = out / "accuracy.json"
+    settings = training(task, weights)
+    if (out / TASK_FILE).is_file() and note.is_file():
+        known = json.loads(note.read_text())
+        if known["settings"] == asdict(settings):
+            return known
+    run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(data / task.name / "train.jsonl"), out, task.metric, settings)
+    rows, held_out, _ = run.read(HELD_OUT)
+    cut_off = (out / "tune.json").is_file() and not settings.differences(json.loads((out / "tune.json").read_text())) and not note.is_file()
+    started = time.monotonic()
+    result = run.train(rows, held_out, resume=cut_off, overwrite=not cut_off)
+    if result is None:
+        raise KeyboardInterrupt
+    known = {"settings": asdict(settings), "seconds": round(time.monotonic() - started), "held_out_loss": result["held_out_loss"],
+             "train_loss": result["train_loss"], "examples": result["examples"]}
+    note.write_text(json.dumps(known, indent=1) + "\n")
+    return known
+
+
+def evaluate(task: Task, row: Row, data: Path, trained: dict | None) -> None:
+    """Score a row on the task's test set and write its result."""
+    from sun_build.evaluate import engine_answers, score, summary, test_set, write_scored
+
+    conversations = test_set(data / task.name / "test.jsonl", task.metric, task.limit)
+    answers = engine_answers(BASE, row.contestant(RUNS / task.name), conversations, max_tokens=task.max_tokens)
+    scored = score(conversations, answers, task.metric)
+    (RUNS / task.name).mkdir(parents=True, exist_ok=True)
+    write_scored(RUNS / task.name / f"{row.name}.jsonl", scored)
+    result = {
+        **summary(scored).as_dict(), "also": {metric: summary(score(conversations, answers, metric)).score for metric in task.also},
+        "trained": trained and {key: value for key, value in trained.items() if key != "settings"}, "settings": settings_of(task, row),
+        "right": "".join(str(int(s.right)) for s in scored), "machine": machine(), "commit": commit(ROOT),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    path = result_path(task.name, row.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{task.name} {row.name}: {task.metric} {result['score']:.3f} [{result['ci_low']:.3f}, {result['ci_high']:.3f}]", flush=True)
+
+
+def make_rows(task: Task, names: list[str], data: Path) -> None:
+    """Make the rows of one training, one after the other."""
+    from sun_client.show import quiet_libraries
+
+    with quiet_libraries():
+        for row in (ROWS[name] for name in names):
+            if not done(task, row):
+                evaluate(task, row, data, None if row.weights is None else train(task, row.weights, data))
+
+
+def main() -> None:
+    """Make what is missing, then the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of banking/, math/ and bash/, each with train.jsonl and test.jsonl")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=list(TASKS), help="columns to make (default: all)")
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS), help="rows to make (default: all)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="rows made at once, a CPU thread each (default: one per CPU)")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.here:
+        make_rows(TASKS[args.tasks[0]], args.rows, args.data)
+        return
+    missing = [(task, row) for task in args.tasks for row in args.rows if not done(TASKS[task], ROWS[row])]
+    # Rows of one training share its weights, so they are one job. Full fine-tuning takes longest and goes first.
+    jobs = list(dict.fromkeys((task, ROWS[row].weights) for task, row in missing))
+    jobs.sort(key=lambda job: (args.tasks.index(job[0]), job[1] is None))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        codes = list(pool.map(lambda job: _run(args, missing, *job), jobs))
+    accuracy_report.write(RESULTS, ROOT / "perf" / "accuracy.md")
+    sys.exit(max(codes, default=0))
+
+
+def _run(args: argparse.Namespace, missing: list[tuple[str, str]], task: str, weights: str | None) -> int:
+    names = [row for column, row in missing if column == task and ROWS[row].weights == weights]
+    data = args.data if task != "bfcl" else RUNS / "data"
+    if task == "bfcl":
+        from sun_build.bfcl_data import write
+
+        write(data / "bfcl")
+    log = RUNS / task / f"{weights or 'base'}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{task}: {', '.join(names)} (log: {log.relative_to(ROOT)})", flush=True)
+    command = [sys.executable, "-m", "sun_perf.accuracy", "--here", "--data", str(data), "--tasks", task, "--rows", *names]
+    with log.open("w") as file:
+        code = subprocess.run(command, env={**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT).returncode
+    last = log.read_text().strip().splitlines()[-1:]
+    print(f"{task}: {', '.join(names)}: " + ("done" if code == 0 else f"failed ({code}): {last}"), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

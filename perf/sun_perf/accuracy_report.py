@@ -1,0 +1,110 @@
+"""`accuracy.json`, `accuracy.md` and `accuracy.png` from the rows' results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from sun_build.evaluate import interval
+from sun_perf.accuracy_plan import ROWS, TASKS
+
+HEAD = """\
+# Accuracy: sharing the decode module, row by row
+
+`make accuracy` makes this page, its figure and [results/accuracy.json](results/accuracy.json) (`DATA=` names the folder of the tasks' data;
+it goes on where an earlier run ended). Each column has one set of training examples, one order of them, one number of steps and one
+test set for all its rows. Greedy answers through the engine that serves; 95 % bootstrap intervals.
+
+"""
+
+
+def load(results: Path) -> dict[str, dict[str, dict]]:
+    """{task: {row: result}} of the results there are."""
+    found: dict[str, dict[str, dict]] = {}
+    for task in TASKS:
+        for row in ROWS:
+            path = results / "accuracy" / f"{task}.{row}.json"
+            if path.is_file():
+                found.setdefault(task, {})[row] = json.loads(path.read_text())
+    return found
+
+
+def write(results: Path, page: Path) -> None:
+    """Write the three; what is written by hand on the page, below its last table, stays."""
+    found = load(results)
+    scores = {task: {row: {key: r[key] for key in ("score", "ci_low", "ci_high", "n")} for row, r in rows.items()} for task, rows in found.items()}
+    (results / "accuracy.json").write_text(json.dumps(scores, indent=1) + "\n")
+    draw(found, results / "accuracy.png")
+    mark = "<!-- written by hand from here on -->\n"
+    kept = page.read_text().split(mark, 1)[1] if page.is_file() and mark in page.read_text() else ""
+    page.write_text(HEAD + tables(found) + mark + kept)
+
+
+def tables(found: dict[str, dict[str, dict]]) -> str:
+    """Scores, differences to full fine-tuning, and how each column was trained."""
+    tasks = list(found)
+    text = "| | " + " | ".join(f"{task} ({TASKS[task].metric})" for task in tasks) + " |\n|---|" + "---|" * len(tasks) + "\n"
+    for row in ROWS.values():
+        text += f"| {row.title} | " + " | ".join(cell(found[task].get(row.name)) for task in tasks) + " |\n"
+    text += "\n![scores](results/accuracy.png)\n\nPoints (hundredths) against full fine-tuning on the same test examples, with the paired bootstrap's interval:\n\n"
+    text += "| | " + " | ".join(tasks) + " |\n|---|" + "---|" * len(tasks) + "\n"
+    for name in ("naive", "sun_lora", "sun_all", "qsun", "qsun_retuned"):
+        text += f"| {ROWS[name].title} | " + " | ".join(against(found[task], name, "full") for task in tasks) + " |\n"
+    text += f"| {ROWS['qsun_retuned'].title}, against SUN (LoRA) | " + " | ".join(against(found[task], "qsun_retuned", "sun_lora") for task in tasks) + " |\n"
+    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN | held-out loss of the same |\n|---|---|---|---|---|---|\n"
+    for task in tasks:
+        text += f"| {task} | " + " | ".join(training_cells(task, found[task])) + " |\n"
+    also = [(task, metric) for task in tasks for metric in TASKS[task].also]
+    for task, metric in also:
+        text += f"\n{task}, {metric}: " + ", ".join(f"{row} {r['also'][metric]:.3f}" for row, r in found[task].items()) + ".\n"
+    places = sorted({f"{r['machine']['cpu']}, {r['machine']['cpus']} CPUs, GPU {r['machine']['gpu']}, torch {r['machine']['torch']}" for rows in found.values() for r in rows.values()})
+    return text + "\nMeasured on: " + "; ".join(places) + ".\n\n"
+
+
+def cell(result: dict | None) -> str:
+    """A score with its interval."""
+    return "-" if result is None else f"{result['score']:.3f} [{result['ci_low']:.3f}, {result['ci_high']:.3f}]"
+
+
+def against(rows: dict[str, dict], name: str, other: str) -> str:
+    """Difference of two rows in points; the same examples are resampled for both."""
+    if name not in rows or other not in rows:
+        return "-"
+    right = [np.array([int(c) for c in rows[row]["right"]], dtype=float) for row in (name, other)]
+    low, high = interval(right[0] - right[1])
+    return f"{100 * (right[0] - right[1]).mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def training_cells(task: str, rows: dict[str, dict]) -> list[str]:
+    """How a column was trained."""
+    trained = {name: rows[name]["trained"] for name in ("full", "sun_lora", "sun_all", "qsun_retuned") if name in rows}
+    some = next(iter(trained.values()), None)
+    settings = TASKS[task].settings
+    return [
+        str(next(iter(rows.values()))["n"]), f"{settings.steps} x {settings.batch * settings.accumulate}", str(some["examples"]) if some else "-",
+        ", ".join(str(t["seconds"]) for t in trained.values()), ", ".join(str(t["held_out_loss"]) for t in trained.values())]
+
+
+def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
+    """Bars per task with their intervals."""
+    from matplotlib.figure import Figure
+
+    colours = {"base": "#c9c9c9", "full": "#30475e", "naive": "#d98c5f", "sun_lora": "#f2b134", "sun_all": "#e0902f", "qsun": "#9cc5a1", "qsun_retuned": "#49a078"}
+    figure = Figure(figsize=(2.6 + 2.2 * max(1, len(found)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(ROWS)
+    for i, row in enumerate(ROWS.values()):
+        at = [(x, rows[row.name]) for x, rows in enumerate(found.values()) if row.name in rows]
+        if at:
+            heights = np.array([r["score"] for _, r in at])
+            errors = np.abs(np.array([[r["ci_low"], r["ci_high"]] for _, r in at]).T - heights)
+            axes.bar([x + (i - (len(ROWS) - 1) / 2) * width for x, _ in at], heights, width, yerr=errors, label=row.title, color=colours[row.name],
+                     error_kw={"linewidth": 0.8, "capsize": 1.5})
+    axes.set_xticks(range(len(found)), [f"{task}\n({TASKS[task].metric})" for task in found])
+    axes.set(ylabel="share right, greedy", ylim=(0, 1))
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=130)

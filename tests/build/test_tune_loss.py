@@ -1,0 +1,129 @@
+"""The loss is serving's own split, and only the prefill module learns from it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from sun_build.tune.checkpointing import checkpoint_layers
+from sun_build.tune.data import Example
+from sun_build.tune.loss import collate, distillation, handoff_logits, handoff_loss
+from sun_build.tune.modules import TwoModules, frozen
+from sun_build.tune.settings import TuneSettings
+from tests.unit import tiny
+
+MIXED = [Example([5, 9, 7, 30, 2], [11, 12, 257]), Example([8], [40, 257]), Example([3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 257])]
+SHARED = [Example([5, 9, 7, 30, 2], [11, 12, 257]), Example([5, 9, 7, 31], [40, 257]), Example([5, 9, 7], [1, 257])]
+TWINS = [Example([5, 9, 7], [11, 257]), Example([5, 9, 7], [12, 13, 257])]
+ids = st.integers(0, 255)
+batches = st.lists(st.builds(Example, st.lists(ids, min_size=1, max_size=9), st.lists(ids, min_size=1, max_size=6)), min_size=1, max_size=5)
+
+
+def ordinary(model, batch: list[Example]) -> float:
+    """transformers' own loss, prompt by prompt, without padding and without a handoff; mean over all response tokens."""
+    losses = []
+    for example in batch:
+        tokens = torch.tensor([example.prompt + example.response])
+        labels = torch.tensor([[-100] * len(example.prompt) + example.response])
+        losses += [model(tokens, labels=labels).loss.item()] * len(example.response)
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("batch", [MIXED, SHARED, TWINS], ids=["mixed", "a common beginning", "equal prompts"])
+def test_with_equal_modules_the_loss_is_the_base_models_own_on_the_same_tokens(base_dir, batch):
+    base = tiny.load(base_dir)
+    assert handoff_loss(base, tiny.load(base_dir), collate(batch)).item() == pytest.approx(ordinary(base, batch), abs=1e-5)
+
+
+@given(batch=batches, beginning=st.lists(ids, max_size=5))
+def test_so_it_is_for_any_batch(base_dir, batch, beginning):
+    batch = [Example(beginning + e.prompt, e.response) for e in batch]
+    model = cached(base_dir)
+    with torch.no_grad():
+        assert handoff_loss(model, model, collate(batch)).item() == pytest.approx(ordinary(model, batch), abs=2e-5)
+
+
+MODELS: dict = {}
+
+
+def cached(base_dir):
+    """One loaded model for all examples of a property."""
+    return MODELS.setdefault(base_dir, tiny.load(base_dir))
+
+
+def test_a_fresh_run_begins_at_the_base_models_loss(base_dir):
+    for settings in (TuneSettings(), TuneSettings(adapter="none"), TuneSettings(method="full"), TuneSettings(method="full", adapter="none")):
+        loss = TwoModules.load(base_dir, settings)(**collate(MIXED))["loss"]
+        assert loss.item() == pytest.approx(ordinary(tiny.load(base_dir), MIXED), abs=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_gradients_reach_the_prefill_module_alone(base_dir, adapter):
+    model = TwoModules.load(base_dir, TuneSettings(adapter=adapter))
+    model(**collate(MIXED))["loss"].backward()
+    assert all(p.grad is None for p in model.decode.parameters())
+    learning = [p for p in model.prefill.parameters() if p.requires_grad]
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in learning)
+
+
+@pytest.mark.parametrize("batch", [MIXED, SHARED], ids=["mixed", "a common beginning"])
+def test_gradients_are_the_finite_differences(base_dir, batch):
+    torch.manual_seed(0)
+    decode = tiny.load(base_dir).requires_grad_(False).double()
+    prefill = get_peft_model(tiny.load(base_dir), LoraConfig(r=2, target_modules=["k_proj", "v_proj"], init_lora_weights=False)).double()
+    laid = collate(batch)
+    handoff_loss(prefill, decode, laid).backward()
+    weight = next(p for name, p in prefill.named_parameters() if "layers.0" in name and "v_proj.lora_B" in name)
+    step = 1e-3
+    with torch.no_grad():
+        for at in [(0, 0), (3, 1)]:
+            weight[at] += step
+            above = handoff_loss(prefill, decode, laid).item()
+            weight[at] -= 2 * step
+            below = handoff_loss(prefill, decode, laid).item()
+            weight[at] += step
+            # The loss is summed up in float32, which bounds how well a difference of two can be known.
+            assert weight.grad[at].item() == pytest.approx((above - below) / (2 * step), abs=2e-3)
+    assert weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("batch", [MIXED, SHARED, TWINS], ids=["mixed", "a common beginning", "equal prompts"])
+def test_gradients_are_the_same_with_activations_recomputed(base_dir, batch):
+    grads = []
+    for recompute in (False, True):
+        prefill, decode = tiny.load(base_dir).train(), frozen(base_dir, "fp32")
+        if recompute:
+            checkpoint_layers(prefill)
+        handoff_loss(prefill, decode, collate(batch)).backward()
+        grads.append({name: p.grad for name, p in prefill.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_a_step_does_not_depend_on_how_it_is_split(base_dir):
+    model = TwoModules.load(base_dir, TuneSettings())
+    count = sum(len(e.response) for e in MIXED)
+    whole = model(**collate(MIXED))["loss"].item()
+    parts = sum(model(**collate([e]), num_items_in_batch=count)["loss"].item() for e in MIXED)
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_it(base_dir):
+    model, laid = tiny.load(base_dir), collate(MIXED)
+    logits = handoff_logits(model, model, laid)
+    assert distillation(logits, logits.detach(), laid["labels"]).item() == pytest.approx(0, abs=1e-5)
+    assert distillation(logits.roll(1, -1), logits.detach(), laid["labels"]).item() > 1
+
+
+def test_a_quantised_decode_module_is_the_one_of_the_scheme(base_dir):
+    from sun.model.quantise import SCHEMES
+
+    full, low = frozen(base_dir, "fp32"), frozen(base_dir, "int4")
+    weight = full.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(low.model.layers[0].mlp.up_proj.weight, SCHEMES["int4"](weight))
+    assert torch.equal(low.model.embed_tokens.weight, full.model.embed_tokens.weight)
+    assert torch.equal(low.lm_head.weight, SCHEMES["int8"](full.lm_head.weight))

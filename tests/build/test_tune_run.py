@@ -1,0 +1,185 @@
+"""Runs: what they make is what is served, and one that is cut off goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sun.model.manifest import TaskManifest
+from sun.text.prompt import PromptFormat, PromptSettings
+from sun_build.evaluate import engine_answers, test_set as conversations_of
+from sun_build.contestants import Contestant
+from sun_build.tasks import add_task
+from sun_build.tune.data import examples, read_conversations
+from sun_build.tune.journal import read_steps
+from sun_build.tune.modules import TwoModules, frozen
+from sun_build.tune.run import tune
+from sun_build.tune.settings import TuneSettings
+from sun_client.cli import app
+from tests.unit import tiny
+
+SMALL = TuneSettings(steps=6, batch=2, rank=2, alpha=4, lr=0.02, save_every=2)
+
+
+def changed(**values) -> TuneSettings:
+    return TuneSettings(**{**SMALL.__dict__, **values})
+
+
+@pytest.fixture
+def rows(base_dir, data):
+    return examples(read_conversations(data), PromptFormat.load(base_dir, PromptSettings()), 300, 500)[0]
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in read_steps(out / "steps.jsonl") if "loss" in row]
+
+
+def sun(*words: str):
+    return CliRunner().invoke(app, list(words), catch_exceptions=False)
+
+
+@pytest.mark.parametrize("options", [
+    ["--adapter", "lora", "--rank", "4", "--lr", "0.02"], ["--adapter", "none", "--lr", "0.005"],
+    ["--adapter", "lora", "--rank", "4", "--lr", "0.02", "--decode", "int4", "--accumulate", "2", "--batch", "2", "--checkpointing"],
+], ids=["lora", "all weights", "int4, accumulated"])
+def test_what_sun_tune_makes_is_what_is_served(root, base_dir, data, tmp_path, options):
+    out = tmp_path / "yes"
+    done = sun("tune", "--data", str(data), "--out", str(out), "--root", str(root), "--steps", "60", "--batch", "4", "--metric", "exact", *options)
+    assert done.exit_code == 0, done.output
+    assert len(losses(out)) == 60 and (out / "loss.png").stat().st_size > 5000
+    manifest = add_task(root / "model_repository", base_dir, "yes", out)
+    assert manifest == TaskManifest.load(out)
+    scheme = "int4" if "int4" in options else "fp32"
+    prompts = PromptFormat.load(base_dir, PromptSettings())
+    prefill = tiny.load(out) if "none" in options else tiny.with_adapter(base_dir, out)
+    decode = frozen(base_dir, scheme)
+    test = conversations_of(data, "exact")
+    answers = engine_answers(base_dir, Contestant("sun", out, scheme=scheme), test)
+    for conversation, answer in zip(test, answers, strict=True):
+        expected = tiny.reference(prefill, decode, prompts.encode(conversation.messages[:1]), 96)
+        expected = expected[: expected.index(tiny.EOS)] if tiny.EOS in expected else expected
+        assert answer == prompts.tokenizer.decode(expected, skip_special_tokens=True)
+    assert answers == ["yes"] * 4
+    against = ["--against", "qsun", "--scheme", "int4"] if scheme == "int4" else []
+    assert "exact 1.000 [1.000, 1.000] (4 of 4)" in sun("eval", "--task", "yes", "--data", str(data), "--root", str(root), *against).output
+
+
+def test_the_ordinary_baseline_answers_with_its_own_decode_module_and_is_worse_with_the_bases(root, base_dir, data, tmp_path):
+    full = tmp_path / "full"
+    sun("tune", "--method", "full", "--adapter", "none", "--data", str(data), "--out", str(full), "--root", str(root), "--steps", "40", "--batch", "4", "--lr", "0.003")
+    add_task(root / "model_repository", base_dir, "yes", full)
+    out = tmp_path / "answers.jsonl"
+    table = sun("eval", "--task", "yes", "--data", str(data), "--root", str(root), "--metric", "exact", "--against", "base,full", "--full", str(full),
+                "--out", str(out)).output.splitlines()
+    shares = {line.split(": ")[1]: line for line in table if line.startswith("yes: ")}
+    assert list(shares) == ["base", "full", "naive"]
+    assert "exact 1.000" in shares["full"] and "exact 0.000" in shares["base"] and "exact 1.000" not in shares["naive"]
+    assert [json.loads(line)["right"] for line in (tmp_path / "answers.full.jsonl").read_text().splitlines()] == [True] * 4
+
+
+def test_a_merged_lora_of_the_baseline_is_a_whole_model(base_dir, rows, tmp_path):
+    tune(base_dir, rows, [], tmp_path / "out", changed(method="full", adapter="lora"))
+    model = tiny.load(tmp_path / "out")
+    assert not torch.equal(model.model.layers[1].mlp.down_proj.weight, tiny.load(base_dir).model.layers[1].mlp.down_proj.weight)
+
+
+def test_a_resumed_run_has_the_losses_and_the_weights_of_an_unbroken_one(base_dir, rows, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    tune(base_dir, rows, rows[:1], whole, changed(eval_every=2))
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, loss: float, rate: float) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tune(base_dir, rows, rows[:1], broken, changed(eval_every=2), report=kill)
+    with pytest.raises(ValueError, match="holds a run already"):
+        tune(base_dir, rows, rows[:1], broken, changed(eval_every=2))
+    with pytest.raises(ValueError, match="another lr, seed"):
+        tune(base_dir, rows, rows[:1], broken, changed(eval_every=2, lr=0.01, seed=3), resume=True)
+    taken = []
+    tune(base_dir, rows, rows[:1], broken, changed(eval_every=2), resume=True, report=lambda step, loss, rate: taken.append(step))
+    assert taken == [5, 6]
+    assert losses(broken) == losses(whole)
+    for name in ("adapter_model.safetensors",):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert not (broken / "checkpoints").exists()
+
+
+def test_a_run_goes_on_with_smaller_batches_after_memory_ran_out(base_dir, rows, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    tune(base_dir, rows, [], whole, changed(batch=4, save_every=100))
+    forward, calls = TwoModules.forward, []
+
+    def short(self, **batch):
+        calls.append(1)
+        if len(calls) == 4:
+            raise torch.OutOfMemoryError("no more")
+        return forward(self, **batch)
+
+    monkeypatch.setattr(TwoModules, "forward", short)
+    with pytest.raises(RuntimeError, match="out of memory: step 3 is saved; go on with --resume"):
+        tune(base_dir, rows, [], broken, changed(batch=4, save_every=100))
+    tune(base_dir, rows, [], broken, changed(batch=2, accumulate=2, save_every=100), resume=True)
+    assert losses(broken) == pytest.approx(losses(whole), rel=1e-3)
+
+
+def test_the_weights_with_the_lowest_held_out_loss_are_kept_and_patience_ends_the_run(base_dir, rows, tmp_path):
+    result = tune(base_dir, rows[:2], rows[2:], tmp_path / "out", changed(steps=60, lr=0.3, eval_every=2, patience=3, schedule="cosine"))
+    held = [row["held_out_loss"] for row in read_steps(tmp_path / "out" / "steps.jsonl") if "held_out_loss" in row]
+    assert len(held) < 30 and min(held[-3:]) >= min(held) == pytest.approx(result["held_out_loss"], abs=1e-4)
+    model = TwoModules(tiny.with_adapter(base_dir, tmp_path / "out"), frozen(base_dir, "fp32")).eval()
+    from sun_build.tune.loss import collate
+
+    assert model(**collate(rows[2:]))["loss"].item() == pytest.approx(min(held), rel=2e-2)  # the adapter is kept in float16
+
+
+def test_distillation_pulls_towards_the_teacher(base_dir, rows, tmp_path):
+    teacher = tmp_path / "teacher"
+    tune(base_dir, rows, [], teacher, changed(method="full", adapter="none", steps=30, lr=0.003, batch=4))
+    tune(base_dir, rows, [], tmp_path / "student", changed(distill=1.0, steps=30, batch=4), teacher=teacher)
+    assert losses(tmp_path / "student")[-1] < 0.5 * losses(tmp_path / "student")[0]
+    with pytest.raises(ValueError, match="teacher"):
+        tune(base_dir, rows, [], tmp_path / "x", changed(distill=0.5))
+
+
+def test_ctrl_c_saves_the_step_and_resume_ends_the_run(root, base_dir, data, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "sun_client.cli", "tune", "--data", str(data), "--out", str(out), "--root", str(root), "--steps", "400", "--batch", "2",
+               "--rank", "2", "--save-every", "1000"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while len(read_steps(out / "steps.jsonl")) < 3 and time.monotonic() < deadline:
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 130 and "--resume" in said, said
+    stopped = len(losses(out))
+    assert 3 <= stopped < 400
+    assert not (out / "adapter_model.safetensors").exists()
+    done = sun("tune", "--data", str(data), "--out", str(out), "--root", str(root), "--steps", "400", "--batch", "2", "--rank", "2", "--resume")
+    assert done.exit_code == 0 and f"step {stopped + 1} of" not in done.output.split("Training on")[0]
+    assert len(losses(out)) == 400
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"method": "half"}, "method: got 'half'"), ({"adapter": "ia3"}, "adapter"), ({"decode": "int3"}, "decode scheme"), ({"schedule": "sine"}, "schedule"),
+    ({"steps": 0}, "steps: got 0"), ({"distill": 2}, "distill"), ({"warmup": 1}, "warmup"), ({"method": "full", "decode": "int4"}, "with method full"),
+])
+def test_bad_settings_are_refused_by_name(values, words):
+    with pytest.raises(ValueError) as error:
+        changed(**values)
+    assert words in str(error.value)
