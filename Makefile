@@ -1,12 +1,13 @@
-# make setup, demo, serve, test, clean. Everything is installed into .venv; no compiler is needed.
+# make setup, demo, serve, test, accuracy, clean. Everything is installed into .venv; no compiler is needed.
 # ARGS is passed on: make demo ARGS="--http-port 9000 --grpc-port 9001 --metrics-port 9002", make test ARGS=tests/unit.
 PYTHON ?= python3
 VENV := .venv
 SUN := $(VENV)/bin/sun
 STAMP := $(VENV)/.installed
+DATA ?= ../shared/data
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo serve test clean
+.PHONY: setup demo serve test accuracy clean
 
 setup: $(STAMP)
 	@$(SUN) setup
@@ -28,6 +29,10 @@ serve: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Hours on a CPU; goes on where it ended. DATA holds banking/, math/ and bash/. ARGS="--tasks banking" makes a part of it.
+accuracy: setup
+	$(VENV)/bin/python -m sun_perf.accuracy --data $(DATA) $(ARGS)
 
 # Tasks are the folders that have a prefill module; the other models of the repository are committed.
 clean:

@@ -24,6 +24,7 @@ def tune(
     accumulate: Annotated[int, typer.Option(min=1, help="Batches per optimiser step, on each device.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank; alpha is twice that.")] = 12,
     lr: Annotated[float | None, typer.Option(min=0.0, help="Peak learning rate. Default: by adapter and method.", show_default=False)] = None,
+    kv_lr: Annotated[float, typer.Option(min=0.0, help="Factor on the rate of the K and V projections, whose outputs are handed over.")] = 1.0,
     schedule: Annotated[str, typer.Option(help="linear or cosine, after the warm-up.")] = "linear",
     warmup: Annotated[float, typer.Option(min=0.0, help="Share of the steps over which the rate rises.")] = 0.06,
     max_tokens: Annotated[int, typer.Option(min=2, help="Longer examples (prompt and answer, in tokens) are left out; an answer longer than this is an error.")] = 512,
@@ -61,7 +62,7 @@ def tune(
             raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
         settings = TuneSettings(
             method=method, adapter=adapter, decode=decode, steps=steps, batch=batch, accumulate=accumulate, rank=rank, alpha=2 * rank,
-            lr=lr, schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
+            lr=lr, kv_lr=kv_lr, schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
             distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, seed=seed)
         name = task or out.resolve().name
         run = tuning.Tuning(name, base_dir, manifest, data, out, metric, settings, teacher)

@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
 from sun_build.tune.data import Example
-from sun_build.tune.journal import Journal, Report, draw, read_steps, STEPS_FILE
+from sun_build.tune.journal import STEPS_FILE, Journal, Report, draw, read_steps
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings
 from sun_build.tune.stopping import Interrupt, OptimizerGuard, out_of_memory

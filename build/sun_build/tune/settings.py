@@ -20,6 +20,7 @@ class TuneSettings:
     method: "sun" trains the prefill module through the frozen decode module, "full" one ordinary model.
     adapter: "lora", or "none" for all weights. decode: the frozen decode module's scheme (see `sun.model.quantise`).
     steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for the adapter's default.
+    kv_lr: factor on the learning rate of the K and V projections, whose outputs are what is handed over.
     schedule: of the learning rate after `warmup` (a share of the steps). clip: largest norm of the gradient.
     max_tokens: longest example, prompt and response. distill: share of the loss that is the divergence from a teacher's
     distribution over the response tokens. eval_every, save_every: steps. patience: evaluations without a better held-out
@@ -35,6 +36,7 @@ class TuneSettings:
     rank: int = 16
     alpha: int = 32
     lr: float | None = None
+    kv_lr: float = 1.0
     schedule: str = "linear"
     warmup: float = 0.06
     clip: float = 1.0
@@ -56,6 +58,8 @@ class TuneSettings:
         for name in ("steps", "batch", "accumulate", "rank", "alpha", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, the least is 1")
+        if self.kv_lr <= 0:
+            raise ValueError(f"kv_lr: got {self.kv_lr}, expected a factor above 0")
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill: got {self.distill}, expected 0 to 1")
         if not 0 <= self.warmup < 1:

@@ -67,6 +67,16 @@ class HandoffTrainer(Trainer):
         planned = [order[i : i + size] for i in range(0, len(order), size)]
         return self.accelerator.prepare(DataLoader(rows, batch_sampler=Planned(planned, size), collate_fn=collate))
 
+    def create_optimizer(self, model=None):
+        """AdamW; the K and V projections have a learning rate of their own."""
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        groups: dict[bool, list] = {True: [], False: []}
+        for name, parameter in self.model.learnt().items():
+            groups["k_proj" in name or "v_proj" in name].append(parameter)
+        factors = {True: self.settings.kv_lr, False: 1.0}
+        self.optimizer = kind([{"params": p, "lr": options["lr"] * factors[kv]} for kv, p in groups.items() if p], **options)
+        return self.optimizer
+
     def training_step(self, model, inputs: dict[str, Tensor], *args, **kwargs) -> Tensor:
         """As in Trainer; counts the tokens that ran."""
         self.tokens += int(inputs["mask"].sum())

@@ -1,0 +1,68 @@
+"""A smoke run of the accuracy table on a tiny base: every row, and going on where a run ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sun.text.prompt import PromptSettings
+from sun_build.base import build_base
+from sun_build.tune.settings import TuneSettings
+from sun_perf import accuracy, accuracy_plan, accuracy_report
+from sun_perf.accuracy_plan import ROWS, Task
+from tests.unit import tiny
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch) -> Path:
+    """A tiny base and a made-up task in place of the real ones."""
+    build_base(str(tiny.checkpoint(tmp_path / "source")), tmp_path / "base", PromptSettings())
+    rows = [{"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": "yes"}]} for i in range(6)]
+    (tmp_path / "data" / "made").mkdir(parents=True)
+    for name in ("train", "test"):
+        (tmp_path / "data" / "made" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = {"made": Task("made", "exact", 4, TuneSettings(steps=2, batch=2, eval_every=1), also=("utility",), max_tokens=4)}
+    for module in (accuracy, accuracy_report):
+        monkeypatch.setattr(module, "TASKS", tasks)
+    monkeypatch.setattr(accuracy, "HELD_OUT", 2)
+    monkeypatch.setattr(accuracy, "BASE", tmp_path / "base")
+    monkeypatch.setattr(accuracy, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(accuracy, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+def test_every_row_is_made_and_reported_and_none_is_made_twice(place, monkeypatch):
+    task = accuracy.TASKS["made"]
+    accuracy.make_rows(task, list(ROWS), place / "data")
+    accuracy_report.write(place / "results", place / "accuracy.md")
+    scores = json.loads((place / "results" / "accuracy.json").read_text())
+    assert scores.keys() == {"made"} and scores["made"].keys() == ROWS.keys()
+    assert all(score.keys() == {"score", "ci_low", "ci_high", "n"} and score["n"] == 4 for score in scores["made"].values())
+    page = (place / "accuracy.md").read_text()
+    assert all(row.title in page for row in ROWS.values())
+    assert (place / "results" / "accuracy.png").stat().st_size > 10_000
+
+    def never(*_: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(accuracy, "evaluate", never)
+    accuracy.make_rows(task, list(ROWS), place / "data")
+    (place / "accuracy.md").write_text(page + "Why it is so.\n")
+    accuracy_report.write(place / "results", place / "accuracy.md")
+    assert (place / "accuracy.md").read_text() == page + "Why it is so.\n"
+
+
+def test_a_row_of_other_settings_is_made_again(place, monkeypatch):
+    task, row = accuracy.TASKS["made"], ROWS["base"]
+    accuracy.make_rows(task, ["base"], place / "data")
+    assert accuracy.done(task, row)
+    monkeypatch.setattr(accuracy, "HELD_OUT", 1)
+    assert not accuracy.done(task, row)
+
+
+def test_all_rows_of_a_column_are_trained_alike():
+    for task in accuracy_plan.TASKS.values():
+        trained = [accuracy_plan.training(task, weights) for weights in accuracy_plan.TRAININGS]
+        assert len({(s.steps, s.batch, s.accumulate, s.seed, s.max_tokens, s.eval_every) for s in trained}) == 1

@@ -1,0 +1,58 @@
+"""From data to serving: a task tuned through a quantised decode module answers from tritonserver as `sun eval` says it does."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from sun.text.prompt import PromptSettings
+from sun_build.base import build_base
+from sun_client.cli import app
+from sun_client.server import Server
+from tests.server.conftest import OWN_MODELS, REPO, free_ports
+from tests.unit import tiny
+
+SCHEME = 'parameters { key: "scheme" value { string_value: "int4" } }\n'
+
+
+def tiny_root(root: Path) -> Path:
+    """A repository root with a random base of two layers, and int4 decode workers."""
+    build_base(str(tiny.checkpoint(root / "source")), root / "build" / "base", PromptSettings())
+    (root / "backends").symlink_to(REPO / "backends")
+    for name in OWN_MODELS:
+        shutil.copytree(REPO / "model_repository" / name, root / "model_repository" / name)
+    for worker in ("decode_0", "decode_1"):
+        with (root / "model_repository" / worker / "config.pbtxt").open("a") as config:
+            config.write(SCHEME)
+    return root
+
+
+def sun(*words: str) -> str:
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_served_answers_of_a_tuned_task_are_those_of_sun_eval(tmp_path):
+    root, data, out = tiny_root(tmp_path / "root"), tmp_path / "data.jsonl", tmp_path / "yes"
+    rows = [{"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": "yes" if len(word) < 5 else "no"}]}
+            for word in ("a", "bb", "ccc", "dddd", "eeeee", "ffffff", "ggggggg", "hhhhhhhh")]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    # Few steps, so that not all answers are right yet and agreement says something.
+    sun("tune", "--data", str(data), "--out", str(out), "--root", str(root), "--steps", "25", "--batch", "8", "--rank", "4", "--lr", "0.02",
+        "--decode", "int4", "--metric", "exact")
+    sun("task", "add", "yes", "--weights", str(out), "--root", str(root))
+    local, served = tmp_path / "local.jsonl", tmp_path / "served.jsonl"
+    line = sun("eval", "--task", "yes", "--data", str(data), "--root", str(root), "--against", "qsun", "--out", str(local))
+    with Server(root, free_ports()) as server:
+        told = sun("eval", "--task", "yes", "--data", str(data), "--root", str(root), "--server", "--url", f"127.0.0.1:{server.ports.grpc}", "--out", str(served))
+    assert read(served) == read(local)
+    assert told.split("exact")[1] == line.split("exact")[1]
+    assert len({row["answer"] for row in read(served)}) > 1
