@@ -44,7 +44,7 @@ def tune(
 ) -> None:
     """Tune a prefill module for a task on your own data. The decode module stays as it is.
 
-    Ctrl-C saves and ends; --resume goes on. Several GPUs: accelerate launch -m sun_client.cli tune ...
+    Ctrl-C saves and ends; --resume goes on. Several devices: torchrun --nproc-per-node N -m sun_client.cli tune ...; a step is then N x batch x accumulate examples.
     """
     from sun.model.manifest import BaseManifest
     from sun_client import show, tuning
@@ -56,6 +56,7 @@ def tune(
         raise ValueError(f"--teacher: there is no folder {teacher}")
     with show.quiet_libraries():
         from sun_build.metrics import METRICS
+        from sun_build.tune.run import is_main
         from sun_build.tune.settings import TuneSettings
 
         if metric is not None and metric not in METRICS:
@@ -75,6 +76,8 @@ def tune(
     if result is None:
         print(f"Interrupted; the step is saved. --resume goes on with it in {os.path.relpath(out)}.")
         raise typer.Exit(130)
+    if not is_main():
+        return
     loss = f", held-out loss {result['held_out_loss']}" if kept_out else ""
     print(f"{name}: {steps} steps, last training loss {result['train_loss']}{loss}. Curve: {os.path.relpath(out / 'loss.png')}")
     print(f"Next: sun task add {name} --weights {os.path.relpath(out)}" if method == "sun"

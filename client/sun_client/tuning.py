@@ -100,10 +100,10 @@ class Tuning:
                     print(f"step {step} of {steps}: loss {loss:.3f}, {rate:.0f} tokens/s", flush=True)
 
             from sun_build.tasks import describe_weights
-            from sun_build.tune.run import tune
+            from sun_build.tune.run import is_main, tune
 
             result = tune(self.base_dir, rows, held_out, self.out, self.settings, self.teacher, resume, overwrite, tensorboard, report)
-        if result is not None:
+        if result is not None and is_main():
             describe_weights(self.base_dir, self.out, self.task, {"temperature": 0}, {"name": self.metric} if self.metric else {})
             self._write_card(result)
         return result

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from sun_build.tune.settings import TuneSettings
 from sun_perf import accuracy_report
 from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, training
 from sun_perf.machine import commit, machine
@@ -42,12 +43,18 @@ def settings_of(task: Task, row: Row) -> dict:
 def done(task: Task, row: Row) -> bool:
     """Whether the row's result is there and of these settings."""
     path = result_path(task.name, row.name)
-    return path.is_file() and json.loads(path.read_text())["settings"] == settings_of(task, row)
+    return path.is_file() and whole(json.loads(path.read_text())["settings"]) == settings_of(task, row)
+
+
+def whole(settings: dict) -> dict:
+    """Settings that were written before one was added, with its default."""
+    return {**settings, "training": settings["training"] and asdict(TuneSettings(**settings["training"]))}
 
 
 def train(task: Task, weights: str, data: Path) -> dict:
     """Tune one of `TRAININGS` into ``RUNS``; one that is there already is taken as it is, one that was cut off goes on."""
     from sun.model.manifest import TASK_FILE, BaseManifest
+    from sun_build.tune.run import SETTINGS_FILE, read_settings
     from sun_client.tuning import Tuning
 
     out = RUNS / task.name / weights
@@ -55,11 +62,11 @@ def train(task: Task, weights: str, data: Path) -> dict:
     settings = training(task, weights)
     if (out / TASK_FILE).is_file() and note.is_file():
         known = json.loads(note.read_text())
-        if known["settings"] == asdict(settings):
+        if TuneSettings(**known["settings"]) == settings:
             return known
     run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(data / task.name / "train.jsonl"), out, task.metric, settings)
     rows, held_out, _ = run.read(HELD_OUT)
-    cut_off = (out / "tune.json").is_file() and not settings.differences(json.loads((out / "tune.json").read_text())) and not note.is_file()
+    cut_off = (out / SETTINGS_FILE).is_file() and not settings.differences(read_settings(out)) and not note.is_file()
     started = time.monotonic()
     result = run.train(rows, held_out, resume=cut_off, overwrite=not cut_off)
     if result is None:

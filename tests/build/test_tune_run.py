@@ -183,3 +183,14 @@ def test_bad_settings_are_refused_by_name(values, words):
     with pytest.raises(ValueError) as error:
         changed(**values)
     assert words in str(error.value)
+
+
+def test_two_devices_take_the_steps_of_one(root, base_dir, data, tmp_path):
+    options = ["--data", str(data), "--root", str(root), "--steps", "4", "--rank", "2", "--held-out", "1", "--eval-every", "2"]
+    sun("tune", "--out", str(tmp_path / "one"), *options, "--batch", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sun_client.cli", "tune",
+         "--out", str(tmp_path / "two"), *options, "--batch", "1"], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    assert (tmp_path / "two" / "adapter_model.safetensors").exists()

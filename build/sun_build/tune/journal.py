@@ -28,13 +28,17 @@ class Journal(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         """Forget the steps after the one that the run goes on from: they will be taken again."""
+        self.at = time.perf_counter()
+        if not state.is_world_process_zero:
+            return
         kept = [row for row in read_steps(self.path) if row["step"] <= state.global_step]
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.at = time.perf_counter()
 
     def on_log(self, args, state, control, logs: dict | None = None, **kwargs) -> None:
         """Write a step's or an evaluation's line."""
         logs = logs or {}
+        if not state.is_world_process_zero:
+            return
         if "eval_loss" in logs:
             self._write({"step": state.global_step, "held_out_loss": round(logs["eval_loss"], 6)})
             self.at = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,16 @@ from sun_build.tune.trainer import CHECKPOINTS, HandoffTrainer
 SETTINGS_FILE = "tune.json"
 
 
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks; with several devices there is one per device (torchrun says which)."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def read_settings(out: Path) -> TuneSettings:
+    """Settings of the run in ``out``."""
+    return TuneSettings(**json.loads((out / SETTINGS_FILE).read_text()))
+
+
 def begin(out: Path, settings: TuneSettings, resume: bool, overwrite: bool) -> Path | None:
     """Make ready ``out`` for a run; the checkpoint to go on from, if any.
 
@@ -26,16 +37,22 @@ def begin(out: Path, settings: TuneSettings, resume: bool, overwrite: bool) -> P
     the run to resume has other settings.
     """
     said = out / SETTINGS_FILE
+    if not is_main():
+        return _last_checkpoint(out) if resume else None
     if said.is_file() and not overwrite:
         if not resume:
             raise ValueError(f"out: {out} holds a run already; resume it or overwrite it (--resume, --overwrite)")
-        if other := settings.differences(json.loads(said.read_text())):
+        if other := settings.differences(read_settings(out)):
             raise ValueError(f"out: the run in {out} has another {', '.join(other)}; give it the same to resume it")
     elif overwrite:
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
         (out / STEPS_FILE).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     said.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    return _last_checkpoint(out)
+
+
+def _last_checkpoint(out: Path) -> Path | None:
     last = get_last_checkpoint(str(out / CHECKPOINTS)) if (out / CHECKPOINTS).is_dir() else None
     return None if last is None else Path(last)
 
@@ -69,7 +86,7 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
         interrupt.release()
     if interrupt.asked and trainer.state.global_step < settings.steps:
         return None
-    if trainer.is_world_process_zero():
+    if is_main():
         model.export(out, base_dir)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
         draw(out, f"{out.name}: {settings.method}, {settings.adapter}, decode {settings.decode}")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 from sun.model.quantise import FULL, check_scheme
 
 METHODS = ("sun", "full")
 ADAPTERS = ("lora", "none")
 SCHEDULES = ("linear", "cosine")
-LEARNING_RATES = {"lora": 2e-3, "none": 2e-4}
+LORA_RATE = 2e-3
+RATES = {"sun": 1e-3, "full": 4e-4}
+"""Peak learning rates of all weights; as LoRA's, the best of those tried on banking (perf/accuracy.md)."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class TuneSettings:
 
     method: "sun" trains the prefill module through the frozen decode module, "full" one ordinary model.
     adapter: "lora", or "none" for all weights. decode: the frozen decode module's scheme (see `sun.model.quantise`).
-    steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for the adapter's default.
+    steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for the default.
     kv_lr: factor on the learning rate of the K and V projections, whose outputs are what is handed over.
     schedule: of the learning rate after `warmup` (a share of the steps). clip: largest norm of the gradient.
     max_tokens: longest example, prompt and response. distill: share of the loss that is the divergence from a teacher's
@@ -68,12 +69,14 @@ class TuneSettings:
     @property
     def peak_lr(self) -> float:
         """The learning rate after the warm-up."""
-        return LEARNING_RATES[self.adapter] if self.lr is None else self.lr
+        if self.lr is not None:
+            return self.lr
+        return LORA_RATE if self.adapter == "lora" else RATES[self.method]
 
-    def differences(self, other: dict[str, Any]) -> list[str]:
-        """Names of settings that make another run than ``other``'s. The split of a step into batch x accumulate makes none."""
+    def differences(self, other: TuneSettings) -> list[str]:
+        """Names of settings that make another run than ``other``. The split of a step into batch x accumulate makes none."""
         free = {"batch", "accumulate", "save_every", "checkpointing"}
-        names = [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != other.get(f.name)]
-        if self.batch * self.accumulate != other.get("batch", 0) * other.get("accumulate", 0):
+        names = [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != getattr(other, f.name)]
+        if self.batch * self.accumulate != other.batch * other.accumulate:
             names.append("batch x accumulate")
         return names

@@ -1,0 +1,98 @@
+"""What narrows the gap between SUN and full fine-tuning: short runs on banking, one change each, by their held-out loss.
+
+`python -m sun_perf.accuracy_study --data DIR` goes on where an earlier run ended. The teacher of the distilled runs is the full
+fine-tune of `make accuracy`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+from sun_build.tune.settings import TuneSettings
+from sun_perf.accuracy import ALLOCATOR, BASE, RESULTS, RUNS
+from sun_perf.accuracy_plan import HELD_OUT
+from sun_perf.machine import machine
+
+STEPS = 40
+
+
+def lora(rank: int, lr: float = 2e-3, **more) -> TuneSettings:
+    """A short run with an adapter."""
+    return TuneSettings(rank=rank, alpha=2 * rank, lr=lr, steps=STEPS, eval_every=STEPS, **more)
+
+
+def weights(lr: float, **more) -> TuneSettings:
+    """A short run of all weights."""
+    return TuneSettings(adapter="none", lr=lr, steps=STEPS, eval_every=STEPS, **more)
+
+
+STUDY: dict[str, TuneSettings] = {
+    "full, all weights, lr 1e-4": weights(1e-4, method="full"),
+    "full, all weights, lr 4e-4": weights(4e-4, method="full"),
+    "SUN, all weights, lr 1e-4": weights(1e-4),
+    "SUN, all weights, lr 4e-4": weights(4e-4),
+    "SUN, all weights, lr 1e-3": weights(1e-3),
+    "SUN, all weights, lr 2e-3": weights(2e-3),
+    "SUN, LoRA 8": lora(8),
+    "SUN, LoRA 16": lora(16),
+    "SUN, LoRA 32": lora(32),
+    "SUN, LoRA 64": lora(64),
+    "SUN, LoRA 32, lr 5e-3": lora(32, 5e-3),
+    "SUN, LoRA 64, lr 5e-3": lora(64, 5e-3),
+    "SUN, LoRA 64, K and V at 4 times the rate": lora(64, kv_lr=4.0),
+    "SUN, LoRA 64, half the loss from the full fine-tune": lora(64, distill=0.5),
+    "SUN, LoRA 64, all of the loss from it": lora(64, distill=1.0),
+}
+
+
+def run(name: str, data: Path) -> float:
+    """Held-out loss of one run."""
+    from sun.model.manifest import BaseManifest
+    from sun_client.tuning import Tuning
+
+    settings = STUDY[name]
+    teacher = RUNS / "banking" / "full" if settings.distill else None
+    with tempfile.TemporaryDirectory() as out:
+        tuning = Tuning("banking", BASE, BaseManifest.load(BASE), str(data / "banking" / "train.jsonl"), Path(out) / "run", None, settings, teacher)
+        rows, held_out, _ = tuning.read(HELD_OUT)
+        return tuning.train(rows, held_out)["held_out_loss"]
+
+
+def main() -> None:
+    """Make what is missing of `results/accuracy_study.json`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of banking/ with train.jsonl")
+    parser.add_argument("--only", nargs="*", choices=STUDY, default=list(STUDY), help="runs to make (default: all)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs made at once, a CPU thread each")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.here:
+        print(json.dumps(run(args.only[0], args.data)))
+        return
+    path = RESULTS / "accuracy_study.json"
+
+    def make(name: str) -> None:
+        command = [sys.executable, "-m", "sun_perf.accuracy_study", "--here", "--data", str(args.data), "--only", name]
+        made = subprocess.run(command, env={**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True, text=True)
+        loss = json.loads(made.stdout.splitlines()[-1])
+        print(f"{name}: held-out loss {loss}", flush=True)
+        found = json.loads(path.read_text()) if path.is_file() else {}
+        found[name] = {"held_out_loss": loss, "settings": asdict(STUDY[name]), "machine": machine()}
+        path.write_text(json.dumps(found, indent=1) + "\n")
+
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    missing = [name for name in args.only if name not in known or TuneSettings(**known[name]["settings"]) != STUDY[name]]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(make, missing))
+
+
+if __name__ == "__main__":
+    main()
