@@ -22,7 +22,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
     batch: Annotated[int, typer.Option(min=1, help="Answers decoded, or asked for, at once.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="Also write every example's answer to this JSONL file; with several rows, one file a row (NAME.ROW.jsonl).", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option(
+        help="Also write every example's answer to this JSONL file; with several rows, one file a row (NAME.ROW.jsonl).", show_default=False)] = None,
     root: RootOption = None,
 ) -> None:
     """Score a task on test data, greedily, with 95 % bootstrap intervals: with the engine that serves, or through a server."""

@@ -36,10 +36,10 @@ tags: [lora, sun-prefill]
 | settings | {settings} |
 """
 WHAT = {
-    ("sun", "lora"): """\
+    "adapter": """\
 A LoRA adapter of the **prefill module** only (SUN): the prompt's tokens run with it, the answer's with the base as it is.
 It is served by SUN on Triton (`sun task add {task} --weights <this folder>`). Put on the whole model it is another model.""",
-    ("sun", "none"): """\
+    "prefill": """\
 A **prefill module** (SUN): the prompt's tokens run with these weights, the answer's with the base as it is.
 It is served by SUN on Triton (`sun task add {task} --weights <this folder>`). Used as a whole model it is another model.""",
     "full": """\
@@ -111,9 +111,9 @@ class Tuning:
     def _write_card(self, result: dict) -> None:
         """`README.md`, over the empty template that peft writes."""
         settings = self.settings
-        what = WHAT["full" if settings.method == "full" else (settings.method, settings.adapter)].format(task=self.task)
+        kind = "full" if settings.method == "full" else {"lora": "adapter", "none": "prefill"}[settings.adapter]
         names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "seed"]
-        names += ["rank", "alpha"] if settings.adapter == "lora" else []
-        values = {"task": self.task, "what": what, "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
+        names += ["rank", "alpha", "export_rank"] if settings.adapter == "lora" else []
+        values = {"task": self.task, "what": WHAT[kind].format(task=self.task), "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
         values["settings"] = ", ".join(f"{name} {result[name]}" for name in names)
-        (self.out / "README.md").write_text((CARD if settings.adapter == "lora" else CARD.replace(PEFT, "")).format(**values))
+        (self.out / "README.md").write_text((CARD if kind == "adapter" else CARD.replace(PEFT, "")).format(**values))

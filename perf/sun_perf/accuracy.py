@@ -37,7 +37,7 @@ def result_path(task: str, row: str) -> Path:
 def settings_of(task: Task, row: Row) -> dict:
     """Everything that a row's score depends on, besides code and data."""
     tuned = None if row.weights is None else asdict(training(task, row.weights))
-    return {"training": tuned, "held_out": HELD_OUT, "own": row.own, "scheme": row.scheme, "limit": task.limit, "metric": task.metric}
+    return {"training": tuned, "held_out": HELD_OUT, "own": row.own, "scheme": row.scheme, "cut": row.cut, "limit": task.limit, "metric": task.metric}
 
 
 def done(task: Task, row: Row) -> bool:
@@ -48,7 +48,7 @@ def done(task: Task, row: Row) -> bool:
 
 def whole(settings: dict) -> dict:
     """Settings that were written before one was added, with its default."""
-    return {**settings, "training": settings["training"] and asdict(TuneSettings(**settings["training"]))}
+    return {"cut": None, **settings, "training": settings["training"] and asdict(TuneSettings(**settings["training"]))}
 
 
 def train(task: Task, weights: str, data: Path) -> dict:

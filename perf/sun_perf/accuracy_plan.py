@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sun.model.weights import ADAPTER_FILES
 from sun_build.contestants import Contestant
 from sun_build.tune.settings import TuneSettings
+from sun_build.tune.shrink import shrink_adapter
 
 SCHEME = "int4"
 """Decode module of the QSUN rows."""
@@ -16,7 +19,10 @@ HELD_OUT = 96
 
 @dataclass(frozen=True)
 class Task:
-    """A column. metric: its score; also: other metrics worth a look. limit: test examples. settings: shared by all rows."""
+    """A column. metric: its score; also: other metrics worth a look. limit: test examples. settings: shared by all rows.
+
+    max_tokens: of an answer, well above the longest reference; it only spares the time of answers that ramble on.
+    """
 
     name: str
     metric: str
@@ -31,8 +37,8 @@ def _settings(steps: int, batch: int = 16) -> TuneSettings:
 
 
 TASKS = {task.name: task for task in (
-    Task("banking", "intent", 500, _settings(300)),
-    Task("math", "math", 329, _settings(240)),
+    Task("banking", "intent", 500, _settings(300), max_tokens=24),
+    Task("math", "math", 329, _settings(240), max_tokens=64),
     Task("bash", "bash", 400, _settings(240), also=("flags", "utility")),
     Task("bfcl", "bfcl", 200, _settings(150, batch=8)),
 )}
@@ -40,6 +46,8 @@ TASKS = {task.name: task for task in (
 # Learning rates are written out, so that a change of a default does not change the table.
 FULL_LR, ALL_LR, LORA_LR = 4e-4, 1e-3, 2e-3
 LORA_RANK = 64
+SHIPPED_RANK = 12
+"""Rank of the adapters that come with the repository: 6.9 MB each."""
 
 TRAININGS = {
     "full": {"method": "full", "adapter": "none", "lr": FULL_LR},
@@ -52,18 +60,36 @@ TRAININGS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row. weights: which training fills its prefill, None for the base's; own: it decodes with those too; scheme: of its decode module."""
+    """A row.
+
+    weights: which training fills its prefill, None for the base's; cut: rank that its adapter is cut down to; own: it decodes
+    with those weights too; scheme: of its decode module.
+    """
 
     name: str
     title: str
     weights: str | None
     own: bool = False
     scheme: str = "fp32"
+    cut: int | None = None
 
     def contestant(self, runs: Path) -> Contestant:
         """As `sun_build.evaluate` takes it; ``runs`` holds a folder per training."""
         prefill = None if self.weights is None else runs / self.weights
+        if prefill is not None and self.cut is not None:
+            prefill = cut_down(prefill, self.cut)
         return Contestant(self.name, prefill, prefill if self.own else None, self.scheme)
+
+
+def cut_down(adapter: Path, rank: int) -> Path:
+    """A copy of an adapter at a lower rank, beside it."""
+    made = adapter.with_name(f"{adapter.name}_{rank}")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    for name in ADAPTER_FILES:
+        shutil.copyfile(adapter / name, made / name)
+    shrink_adapter(made, rank)
+    return made
 
 
 ROWS = {row.name: row for row in (
@@ -71,6 +97,7 @@ ROWS = {row.name: row for row in (
     Row("full", "full fine-tuning, decode of its own", "full", own=True),
     Row("naive", "naive: those weights as prefill, base decode", "full"),
     Row("sun_lora", f"SUN, LoRA (rank {LORA_RANK})", "sun_lora"),
+    Row("sun_cut", f"SUN, that LoRA cut down to rank {SHIPPED_RANK} (as shipped)", "sun_lora", cut=SHIPPED_RANK),
     Row("sun_all", "SUN, all prefill weights", "sun_all"),
     Row("qsun", f"QSUN, the SUN LoRA with {SCHEME} decode", "sun_lora", scheme=SCHEME),
     Row("qsun_retuned", f"QSUN, LoRA re-tuned with {SCHEME} decode", "qsun_retuned", scheme=SCHEME),

@@ -39,7 +39,7 @@ def write(results: Path, page: Path) -> None:
     draw(found, results / "accuracy.png")
     mark = "<!-- written by hand from here on -->\n"
     kept = page.read_text().split(mark, 1)[1] if page.is_file() and mark in page.read_text() else ""
-    page.write_text(HEAD + tables(found) + mark + kept)
+    page.write_text(HEAD + tables(found) + study(results) + mark + kept)
 
 
 def tables(found: dict[str, dict[str, dict]]) -> str:
@@ -48,19 +48,36 @@ def tables(found: dict[str, dict[str, dict]]) -> str:
     text = "| | " + " | ".join(f"{task} ({TASKS[task].metric})" for task in tasks) + " |\n|---|" + "---|" * len(tasks) + "\n"
     for row in ROWS.values():
         text += f"| {row.title} | " + " | ".join(cell(found[task].get(row.name)) for task in tasks) + " |\n"
-    text += "\n![scores](results/accuracy.png)\n\nPoints (hundredths) against full fine-tuning on the same test examples, with the paired bootstrap's interval:\n\n"
+    text += "\n![scores](results/accuracy.png)\n\n"
+    text += "Points (hundredths) against full fine-tuning on the same test examples, with the paired bootstrap's interval:\n\n"
     text += "| | " + " | ".join(tasks) + " |\n|---|" + "---|" * len(tasks) + "\n"
-    for name in ("naive", "sun_lora", "sun_all", "qsun", "qsun_retuned"):
+    for name in ("naive", "sun_lora", "sun_cut", "sun_all", "qsun", "qsun_retuned"):
         text += f"| {ROWS[name].title} | " + " | ".join(against(found[task], name, "full") for task in tasks) + " |\n"
-    text += f"| {ROWS['qsun_retuned'].title}, against SUN (LoRA) | " + " | ".join(against(found[task], "qsun_retuned", "sun_lora") for task in tasks) + " |\n"
-    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN | held-out loss of the same |\n|---|---|---|---|---|---|\n"
+    differences = [against(found[task], "qsun_retuned", "sun_lora") for task in tasks]
+    text += f"| {ROWS['qsun_retuned'].title}, against SUN (LoRA) | " + " | ".join(differences) + " |\n"
+    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN | held-out loss of the same |\n"
+    text += "|---|---|---|---|---|---|\n"
     for task in tasks:
         text += f"| {task} | " + " | ".join(training_cells(task, found[task])) + " |\n"
     also = [(task, metric) for task in tasks for metric in TASKS[task].also]
     for task, metric in also:
         text += f"\n{task}, {metric}: " + ", ".join(f"{row} {r['also'][metric]:.3f}" for row, r in found[task].items()) + ".\n"
-    places = sorted({f"{r['machine']['cpu']}, {r['machine']['cpus']} CPUs, GPU {r['machine']['gpu']}, torch {r['machine']['torch']}" for rows in found.values() for r in rows.values()})
+    machines = [r["machine"] for rows in found.values() for r in rows.values()]
+    places = sorted({f"{m['cpu']}, {m['cpus']} CPUs, GPU {m['gpu']}, torch {m['torch']}" for m in machines})
     return text + "\nMeasured on: " + "; ".join(places) + ".\n\n"
+
+
+def study(results: Path) -> str:
+    """The short runs of `sun_perf.accuracy_study`, if there are any."""
+    path = results / "accuracy_study.json"
+    if not path.is_file():
+        return ""
+    runs = json.loads(path.read_text())
+    text = "## What narrows the gap\n\nShort runs on banking, one change each (`python -m sun_perf.accuracy_study`), one seed:\n\n"
+    text += "| run | steps x examples | held-out loss |\n|---|---|---|\n"
+    for name, run in runs.items():
+        text += f"| {name} | {run['settings']['steps']} x {run['settings']['batch']} | {run['held_out_loss']:.3f} |\n"
+    return text + "\n"
 
 
 def cell(result: dict | None) -> str:
@@ -91,7 +108,7 @@ def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
     """Bars per task with their intervals."""
     from matplotlib.figure import Figure
 
-    colours = {"base": "#c9c9c9", "full": "#30475e", "naive": "#d98c5f", "sun_lora": "#f2b134", "sun_all": "#e0902f", "qsun": "#9cc5a1", "qsun_retuned": "#49a078"}
+    colours = {"base": "#c9c9c9", "full": "#30475e", "naive": "#d98c5f", "sun_lora": "#f2b134", "sun_cut": "#f7cf7a", "sun_all": "#e0902f", "qsun": "#9cc5a1", "qsun_retuned": "#49a078"}
     figure = Figure(figsize=(2.6 + 2.2 * max(1, len(found)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(ROWS)

@@ -24,9 +24,9 @@ from sun_perf.machine import machine
 STEPS = 40
 
 
-def lora(rank: int, lr: float = 2e-3, **more) -> TuneSettings:
+def lora(rank: int, lr: float = 2e-3, steps: int = STEPS, **more) -> TuneSettings:
     """A short run with an adapter."""
-    return TuneSettings(rank=rank, alpha=2 * rank, lr=lr, steps=STEPS, eval_every=STEPS, **more)
+    return TuneSettings(rank=rank, alpha=2 * rank, lr=lr, steps=steps, eval_every=steps, **more)
 
 
 def weights(lr: float, **more) -> TuneSettings:
@@ -47,6 +47,8 @@ STUDY: dict[str, TuneSettings] = {
     "SUN, LoRA 64": lora(64),
     "SUN, LoRA 32, lr 5e-3": lora(32, 5e-3),
     "SUN, LoRA 64, lr 5e-3": lora(64, 5e-3),
+    "SUN, LoRA 64, twice the steps of half the examples": lora(64, steps=2 * STEPS, batch=8),
+    "SUN, LoRA 64, four times the steps of a quarter": lora(64, steps=4 * STEPS, batch=4),
     "SUN, LoRA 64, K and V at 4 times the rate": lora(64, kv_lr=4.0),
     "SUN, LoRA 64, half the loss from the full fine-tune": lora(64, distill=0.5),
     "SUN, LoRA 64, all of the loss from it": lora(64, distill=1.0),

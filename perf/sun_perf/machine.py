@@ -17,7 +17,10 @@ def machine() -> dict[str, str | int]:
     if cpuinfo.is_file():
         name = next((line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")), name)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return {"cpu": name, "cpus": os.cpu_count() or 1, "threads": torch.get_num_threads(), "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": name, "cpus": os.cpu_count() or 1, "threads": torch.get_num_threads(), "gpu": gpu,
+        "python": platform.python_version(), "torch": torch.__version__,
+    }
 
 
 def commit(root: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from typer.testing import CliRunner
 
 from sun.model.manifest import TaskManifest
+from sun.model.weights import load_lora
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.evaluate import engine_answers, test_set as conversations_of
 from sun_build.contestants import Contestant
@@ -146,6 +147,13 @@ def test_the_weights_with_the_lowest_held_out_loss_are_kept_and_patience_ends_th
     assert model(**collate(rows[2:]))["loss"].item() == pytest.approx(min(held), rel=2e-2)  # the adapter is kept in float16
 
 
+@pytest.mark.parametrize("every", [4, 100])
+def test_the_last_step_is_looked_at_whatever_the_interval(base_dir, rows, tmp_path, every):
+    result = tune(base_dir, rows[:2], rows[2:], tmp_path / "out", changed(eval_every=every))
+    looks = [row["step"] for row in read_steps(tmp_path / "out" / "steps.jsonl") if "held_out_loss" in row]
+    assert looks[-1] == SMALL.steps and result["held_out_loss"] is not None
+
+
 def test_distillation_pulls_towards_the_teacher(base_dir, rows, tmp_path):
     teacher = tmp_path / "teacher"
     tune(base_dir, rows, [], teacher, changed(method="full", adapter="none", steps=30, lr=0.003, batch=4))
@@ -194,3 +202,20 @@ def test_two_devices_take_the_steps_of_one(root, base_dir, data, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
     assert (tmp_path / "two" / "adapter_model.safetensors").exists()
+
+
+def test_an_adapter_cut_down_is_the_best_of_its_rank(base_dir, rows, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    tune(base_dir, rows, [], whole, changed(rank=6, alpha=12))
+    tune(base_dir, rows, [], cut, changed(rank=6, alpha=12, export_rank=2))
+    for (name, (down, up)), (_, (low_down, low_up)) in zip(load_lora(whole).items(), load_lora(cut).items(), strict=True):
+        assert low_down.shape[0] == low_up.shape[1] == 2, name
+        change, low = up @ down, low_up @ low_down
+        best = torch.linalg.svdvals(change)[2:].square().sum().sqrt()
+        assert torch.linalg.norm(change - low).item() == pytest.approx(best.item(), rel=0.05, abs=2e-3)
+    assert add_task(repository(tmp_path), base_dir, "cut", cut).weights == "lora"
+
+
+def repository(folder: Path) -> Path:
+    (folder / "models").mkdir()
+    return folder / "models"

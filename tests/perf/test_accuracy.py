@@ -23,10 +23,11 @@ def place(tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "data" / "made").mkdir(parents=True)
     for name in ("train", "test"):
         (tmp_path / "data" / "made" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tasks = {"made": Task("made", "exact", 4, TuneSettings(steps=2, batch=2, eval_every=1), also=("utility",), max_tokens=4)}
+    tasks = {"made": Task("made", "exact", 4, TuneSettings(steps=2, batch=2, eval_every=2), also=("utility",), max_tokens=4)}
     for module in (accuracy, accuracy_report):
         monkeypatch.setattr(module, "TASKS", tasks)
     monkeypatch.setattr(accuracy, "HELD_OUT", 2)
+    monkeypatch.setitem(accuracy_plan.TRAININGS["sun_lora"], "rank", 16)
     monkeypatch.setattr(accuracy, "BASE", tmp_path / "base")
     monkeypatch.setattr(accuracy, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(accuracy, "RESULTS", tmp_path / "results")

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from sun.model.manifest import BaseManifest
 from sun.model.quantise import FULL, quantise
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.loss import IGNORE, cross_entropy, distillation, handoff_logits
@@ -43,6 +44,7 @@ class TwoModules(nn.Module):
         if settings.adapter == "lora":
             prefill = get_peft_model(prefill, LoraConfig(
                 r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+                base_model_name_or_path=BaseManifest.load(base_dir).source,
                 target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
             decode = prefill if settings.method == "full" else decode
         return cls(prefill, decode, None if teacher is None else frozen(teacher, FULL), settings.distill)
@@ -72,7 +74,7 @@ class TwoModules(nn.Module):
         for name, parameter in self.learnt().items():
             parameter.copy_(saved[name])
 
-    def export(self, out: Path, base_dir: Path) -> None:
+    def export(self, out: Path) -> None:
         """Write what `sun task add` takes: an adapter in peft's format (float16), or a whole checkpoint (float32).
 
         An ordinary fine-tune with LoRA is merged: it is a whole model's, not a prefill module's.

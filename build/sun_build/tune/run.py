@@ -10,10 +10,12 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
+from sun.model.weights import ADAPTER_FILES
 from sun_build.tune.data import Example
 from sun_build.tune.journal import STEPS_FILE, Journal, Report, draw, read_steps
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings
+from sun_build.tune.shrink import shrink_adapter
 from sun_build.tune.stopping import Interrupt, OptimizerGuard, out_of_memory
 from sun_build.tune.trainer import CHECKPOINTS, HandoffTrainer
 
@@ -87,7 +89,9 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     if interrupt.asked and trainer.state.global_step < settings.steps:
         return None
     if is_main():
-        model.export(out, base_dir)
+        model.export(out)
+        if settings.export_rank is not None and (out / ADAPTER_FILES[0]).is_file():
+            shrink_adapter(out, settings.export_rank)
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
         draw(out, f"{out.name}: {settings.method}, {settings.adapter}, decode {settings.decode}")
     lines = read_steps(out / STEPS_FILE)

@@ -22,6 +22,7 @@ class TuneSettings:
     adapter: "lora", or "none" for all weights. decode: the frozen decode module's scheme (see `sun.model.quantise`).
     steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for the default.
     kv_lr: factor on the learning rate of the K and V projections, whose outputs are what is handed over.
+    export_rank: rank that a trained adapter is cut down to (see `sun_build.tune.shrink`), None for its own.
     schedule: of the learning rate after `warmup` (a share of the steps). clip: largest norm of the gradient.
     max_tokens: longest example, prompt and response. distill: share of the loss that is the divergence from a teacher's
     distribution over the response tokens. eval_every, save_every: steps. patience: evaluations without a better held-out
@@ -36,6 +37,7 @@ class TuneSettings:
     accumulate: int = 1
     rank: int = 16
     alpha: int = 32
+    export_rank: int | None = None
     lr: float | None = None
     kv_lr: float = 1.0
     schedule: str = "linear"
@@ -59,6 +61,8 @@ class TuneSettings:
         for name in ("steps", "batch", "accumulate", "rank", "alpha", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, the least is 1")
+        if self.export_rank is not None and not 1 <= self.export_rank <= self.rank:
+            raise ValueError(f"export_rank: got {self.export_rank}, expected 1 to the rank, {self.rank}")
         if self.kv_lr <= 0:
             raise ValueError(f"kv_lr: got {self.kv_lr}, expected a factor above 0")
         if not 0 <= self.distill <= 1:

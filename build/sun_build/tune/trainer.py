@@ -32,6 +32,16 @@ class Planned(BatchSampler):
         return len(self.batches)
 
 
+class LookLast(TrainerCallback):
+    """Evaluates after the last step too, which is often the best."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Ask for it."""
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
+        return control
+
+
 class HandoffTrainer(Trainer):
     """Trains `TwoModules`. A run is one epoch of planned batches, so a resumed run sees the very batches it would have seen."""
 
@@ -49,8 +59,9 @@ class HandoffTrainer(Trainer):
             save_strategy="steps", save_steps=settings.eval_every if held_out else settings.save_every, save_total_limit=2,
             logging_steps=1, logging_nan_inf_filter=False, report_to=["tensorboard"] if tensorboard else [], disable_tqdm=True,
             remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"], dataloader_pin_memory=on_gpu, **best)
-        if held_out and settings.patience:
-            callbacks = [*callbacks, EarlyStoppingCallback(settings.patience)]
+        if held_out:
+            callbacks = [*callbacks, LookLast()]
+            callbacks += [EarlyStoppingCallback(settings.patience)] if settings.patience else []
         super().__init__(model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None, data_collator=collate, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # the journal says it all
         self.settings, self.tokens = settings, 0
