@@ -123,5 +123,5 @@ def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
     axes.set(ylabel="share right, greedy", ylim=(0, 1))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=1 if len(found) < 3 else 2, fontsize=8, frameon=False)
     figure.savefig(path, dpi=130)
