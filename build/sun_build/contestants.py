@@ -11,7 +11,7 @@ from pathlib import Path
 from sun.model.loading import task_weight_files
 from sun.model.manifest import BaseManifest, write_manifest
 from sun.model.quantise import FULL
-from sun_build.tasks import new_manifest, weights_kind
+from sun_build.tasks import manifest_of, weights_kind
 
 ROWS = ("base", "full", "naive", "sun", "qsun")
 
@@ -50,11 +50,11 @@ def contestant(name: str, tuned: Path, full: Path | None, scheme: str) -> Contes
 @contextmanager
 def staged(base_dir: Path, task: str, prefill: Path | None) -> Iterator[Path]:
     """A model repository, for as long as it is needed, in which ``task`` has these weights; links, no copies."""
-    kind = weights_kind(prefill)
+    kind, source = weights_kind(prefill), prefill or base_dir
     with tempfile.TemporaryDirectory(prefix="sun-eval-") as scratch:
         folder = Path(scratch) / f"prefill_{task}" / "1"
         folder.mkdir(parents=True)
-        for file in task_weight_files(prefill, kind) if prefill else []:
+        for file in task_weight_files(source, kind):
             (folder / file.name).symlink_to(file.resolve())
-        write_manifest(folder, new_manifest(BaseManifest.load(base_dir), folder, kind, task))
+        write_manifest(folder, manifest_of(BaseManifest.load(base_dir), source, kind, task))
         yield Path(scratch)

@@ -40,6 +40,13 @@ def new_manifest(base: BaseManifest, folder: Path, kind: str, name: str, samplin
         sampling=sampling or {}, metric=metric or {})
 
 
+def manifest_of(base: BaseManifest, folder: Path, kind: str, name: str) -> TaskManifest:
+    """The manifest of weights as task ``name``: the `task.json` beside them, which says what base they are for, else a new one."""
+    if kind != "identity" and (folder / TASK_FILE).is_file():
+        return msgspec.structs.replace(TaskManifest.load(folder), name=name)
+    return new_manifest(base, folder, kind, name)
+
+
 def describe_weights(base_dir: Path, folder: Path, name: str, sampling: dict | None = None, metric: dict | None = None) -> TaskManifest:
     """Write the `task.json` of tuned weights beside them, so that they say which base and prompt they were made for."""
     manifest = new_manifest(BaseManifest.load(base_dir), folder, weights_kind(folder), name, sampling, metric)
@@ -57,10 +64,7 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
     check_name(repository, name)
     base, kind = BaseManifest.load(base_dir), weights_kind(weights)
     source = weights or base_dir
-    if kind != "identity" and (source / TASK_FILE).is_file():
-        manifest = msgspec.structs.replace(TaskManifest.load(source), name=name)
-    else:
-        manifest = new_manifest(base, source, kind, name)
+    manifest = manifest_of(base, source, kind, name)
     # Made beside and moved in, so that a task is in the repository whole or not at all.
     with tempfile.TemporaryDirectory(dir=repository.parent, prefix=".task-") as scratch:
         prefill, ensemble = Path(scratch) / f"prefill_{name}", Path(scratch) / name

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from sun.text.prompt import PromptSettings
+from sun_build.base import build_base
 from sun_build.contestants import Contestant, contestant
 from sun_build.evaluate import engine_answers, interval, score, summary, test_set as conversations_of
-from sun_build.tasks import add_task
+from sun_build.tasks import add_task, describe_weights
 from sun_client.cli import app
 from sun_client.cli_eval import rows
 from tests.unit import tiny
@@ -78,3 +80,11 @@ def test_sun_eval_refuses_by_name(root, base_dir, data, words, said):
     task = [] if "--task" in words else ["--task", "t"]
     done = CliRunner().invoke(app, ["eval", *task, "--data", str(data), "--root", str(root), *words])
     assert done.exit_code and said in str(done.exception)
+
+
+def test_weights_tuned_for_another_base_are_refused_by_field(base_dir, data, tmp_path):
+    other = build_base(str(tiny.checkpoint(tmp_path / "source", seed=9)), tmp_path / "other", PromptSettings())
+    adapter = tiny.adapter(tmp_path / "lora", tmp_path / "other")
+    describe_weights(tmp_path / "other", adapter, "t")
+    with pytest.raises(ValueError, match=f"base_digest: task was made for base {other.digest}"):
+        engine_answers(base_dir, Contestant("sun", adapter), conversations_of(data, "exact"))
