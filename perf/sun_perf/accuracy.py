@@ -29,6 +29,11 @@ BASE = ROOT / "build" / "base"
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "1000000000"}
 
 
+def one_thread() -> dict[str, str]:
+    """Environment of a process that trains beside others."""
+    return {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
+
+
 def result_path(task: str, row: str) -> Path:
     """Where a row's result lies."""
     return RESULTS / "accuracy" / f"{task}.{row}.json"
@@ -124,6 +129,10 @@ def main() -> None:
     # Rows of one training share its weights, so they are one job. Full fine-tuning takes longest and goes first.
     jobs = list(dict.fromkeys((task, ROWS[row].weights) for task, row in missing))
     jobs.sort(key=lambda job: (args.tasks.index(job[0]), job[1] is None))
+    if any(task == "bfcl" for task, _ in jobs):
+        from sun_build.bfcl_data import write
+
+        write(RUNS / "data" / "bfcl")
     with ThreadPoolExecutor(args.jobs) as pool:
         codes = list(pool.map(lambda job: _run(args, missing, *job), jobs))
     accuracy_report.write(RESULTS, ROOT / "perf" / "accuracy.md")
@@ -133,16 +142,12 @@ def main() -> None:
 def _run(args: argparse.Namespace, missing: list[tuple[str, str]], task: str, weights: str | None) -> int:
     names = [row for column, row in missing if column == task and ROWS[row].weights == weights]
     data = args.data if task != "bfcl" else RUNS / "data"
-    if task == "bfcl":
-        from sun_build.bfcl_data import write
-
-        write(data / "bfcl")
     log = RUNS / task / f"{weights or 'base'}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{task}: {', '.join(names)} (log: {log.relative_to(ROOT)})", flush=True)
     command = [sys.executable, "-m", "sun_perf.accuracy", "--here", "--data", str(data), "--tasks", task, "--rows", *names]
     with log.open("w") as file:
-        code = subprocess.run(command, env={**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT).returncode
+        code = subprocess.run(command, env=one_thread(), stdout=file, stderr=subprocess.STDOUT).returncode
     last = log.read_text().strip().splitlines()[-1:]
     print(f"{task}: {', '.join(names)}: " + ("done" if code == 0 else f"failed ({code}): {last}"), flush=True)
     return code

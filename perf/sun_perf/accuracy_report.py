@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sun_build.evaluate import interval
-from sun_perf.accuracy_plan import ROWS, TASKS
+from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS
 
 HEAD = """\
 # Accuracy: sharing the decode module, row by row
@@ -96,7 +96,7 @@ def against(rows: dict[str, dict], name: str, other: str) -> str:
 
 def training_cells(task: str, rows: dict[str, dict]) -> list[str]:
     """How a column was trained."""
-    trained = {name: rows[name]["trained"] for name in ("full", "sun_lora", "sun_all", "qsun_retuned") if name in rows}
+    trained = {name: rows[name]["trained"] for name in TRAININGS if name in rows}
     some = next(iter(trained.values()), None)
     settings = TASKS[task].settings
     return [

@@ -12,12 +12,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
 from sun_build.tune.settings import TuneSettings
-from sun_perf.accuracy import ALLOCATOR, BASE, RESULTS, RUNS
+from sun_perf.accuracy import BASE, RESULTS, RUNS, one_thread
 from sun_perf.accuracy_plan import HELD_OUT
 from sun_perf.machine import machine
 
@@ -81,19 +81,19 @@ def main() -> None:
         return
     path = RESULTS / "accuracy_study.json"
 
-    def make(name: str) -> None:
+    def make(name: str) -> tuple[str, float]:
         command = [sys.executable, "-m", "sun_perf.accuracy_study", "--here", "--data", str(args.data), "--only", name]
-        made = subprocess.run(command, env={**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True, text=True)
-        loss = json.loads(made.stdout.splitlines()[-1])
-        print(f"{name}: held-out loss {loss}", flush=True)
-        found = json.loads(path.read_text()) if path.is_file() else {}
-        found[name] = {"held_out_loss": loss, "settings": asdict(STUDY[name]), "machine": machine()}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        made = subprocess.run(command, env=one_thread(), stdout=subprocess.PIPE, check=True, text=True)
+        return name, json.loads(made.stdout.splitlines()[-1])
 
     known = json.loads(path.read_text()) if path.is_file() else {}
     missing = [name for name in args.only if name not in known or TuneSettings(**known[name]["settings"]) != STUDY[name]]
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(make, missing))
+        for run_made in as_completed([pool.submit(make, name) for name in missing]):
+            name, loss = run_made.result()
+            print(f"{name}: held-out loss {loss}", flush=True)
+            known[name] = {"held_out_loss": loss, "settings": asdict(STUDY[name]), "machine": machine()}
+            path.write_text(json.dumps(known, indent=1) + "\n")
 
 
 if __name__ == "__main__":

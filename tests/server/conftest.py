@@ -21,12 +21,12 @@ SHIPPED = ("banking", "bash", "math")
 GREEDY = {"temperature": 0, "max_tokens": 24}
 
 
-def make_root(root: Path) -> Path:
-    """A repository root like the project's own, with this base, these backends and the models that are committed."""
-    if not (REPO / "build" / "base" / "sun_base.json").is_file():
-        pytest.fail("no base model in build/base: run `make setup` first")
+def make_root(root: Path, base: Path = REPO / "build" / "base") -> Path:
+    """A repository root like the project's own, with a base, these backends and the models that are committed."""
+    if not (base / "sun_base.json").is_file():
+        pytest.fail(f"no base model in {base}: run `make setup` first")
     (root / "build").mkdir(parents=True)
-    (root / "build" / "base").symlink_to(REPO / "build" / "base")
+    (root / "build" / "base").symlink_to(base)
     (root / "backends").symlink_to(REPO / "backends")
     for name in OWN_MODELS:
         shutil.copytree(REPO / "model_repository" / name, root / "model_repository" / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -12,7 +11,7 @@ from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
 from sun_client.cli import app
 from sun_client.server import Server
-from tests.server.conftest import OWN_MODELS, REPO, free_ports
+from tests.server.conftest import free_ports, make_root
 from tests.unit import tiny
 
 SCHEME = 'parameters { key: "scheme" value { string_value: "int4" } }\n'
@@ -20,10 +19,9 @@ SCHEME = 'parameters { key: "scheme" value { string_value: "int4" } }\n'
 
 def tiny_root(root: Path) -> Path:
     """A repository root with a random base of two layers, and int4 decode workers."""
-    build_base(str(tiny.checkpoint(root / "source")), root / "build" / "base", PromptSettings())
-    (root / "backends").symlink_to(REPO / "backends")
-    for name in OWN_MODELS:
-        shutil.copytree(REPO / "model_repository" / name, root / "model_repository" / name)
+    base = root.with_name("base")
+    build_base(str(tiny.checkpoint(root.with_name("source"))), base, PromptSettings())
+    make_root(root, base)
     for worker in ("decode_0", "decode_1"):
         with (root / "model_repository" / worker / "config.pbtxt").open("a") as config:
             config.write(SCHEME)

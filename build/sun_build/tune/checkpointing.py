@@ -31,17 +31,16 @@ def checkpoint_layers(model: nn.Module) -> None:
 
 
 def _run(forward, index: int, hidden: Tensor, **kwargs):
+    if not torch.is_grad_enabled():
+        return forward(hidden, **kwargs)
     name = "cache" if "cache" in kwargs else "past_key_values"
     cache = kwargs.pop(name)
-    filled = cache is not None and cache.get_seq_length(index) > 0
-    past = (cache.layers[index].keys, cache.layers[index].values) if filled else (None, None)
+    past = (cache.layers[index].keys, cache.layers[index].values) if cache.get_seq_length(index) else (None, None)
 
     def layer(hidden: Tensor, keys: Tensor | None, values: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         here = LayerCache(keys, values)
         return (forward(hidden, **kwargs, **{name: here}), *here.new)
 
-    if not torch.is_grad_enabled():
-        return forward(hidden, **kwargs, **{name: cache})
     out, keys, values = checkpoint(layer, hidden, *past, use_reentrant=False)
     cache.update(keys, values, index)
     return out

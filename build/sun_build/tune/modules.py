@@ -38,7 +38,6 @@ class TwoModules(nn.Module):
     def load(cls, base_dir: str | Path, settings: TuneSettings, teacher: str | Path | None = None) -> TwoModules:
         """Both modules at the base's weights, in float32; ``teacher`` is a checkpoint's folder."""
         prefill = load_model(base_dir)
-        decode = prefill if settings.method == "full" else frozen(base_dir, settings.decode)
         if settings.checkpointing:
             checkpoint_layers(prefill)
         if settings.adapter == "lora":
@@ -46,7 +45,7 @@ class TwoModules(nn.Module):
                 r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
                 base_model_name_or_path=BaseManifest.load(base_dir).source,
                 target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
-            decode = prefill if settings.method == "full" else decode
+        decode = prefill if settings.method == "full" else frozen(base_dir, settings.decode)
         return cls(prefill, decode, None if teacher is None else frozen(teacher, FULL), settings.distill)
 
     def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
