@@ -39,8 +39,10 @@ def test_numpy_2_in_the_serving_environment_is_refused_with_what_to_do(tmp_path)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
     packages = next(venv.glob("lib/python*/site-packages"))
     # The environment of these tests, but for the version that numpy reports.
-    (packages / "inherit.pth").write_text(f"import site; site.addsitedir({str(next(Path(sys.prefix).glob('lib/python*/site-packages')))!r})\n")
-    (packages / "sitecustomize.py").write_text("import numpy\nnumpy.__version__ = '2.1.0'\n")
+    # Not in a sitecustomize.py: Debian's Python has one of its own, which hides it.
+    (packages / "inherit.pth").write_text(
+        f"import site; site.addsitedir({str(next(Path(sys.prefix).glob('lib/python*/site-packages')))!r})\n"
+        "import numpy; numpy.__version__ = '2.1.0'\n")
     with (root / "model_repository" / "tokenize" / "config.pbtxt").open("a") as config:
         config.write(f'parameters {{ key: "EXECUTION_ENV_PATH" value {{ string_value: "{venv}" }} }}\n')
     log = refusal(root)
