@@ -14,7 +14,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sun.model.manifest import TaskManifest
+from sun.model.manifest import BaseManifest, TaskManifest
 from sun.model.weights import load_lora
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.evaluate import engine_answers, test_set as conversations_of
@@ -208,6 +208,8 @@ def test_an_adapter_cut_down_is_the_best_of_its_rank(base_dir, rows, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     tune(base_dir, rows, [], whole, changed(rank=6, alpha=12))
     tune(base_dir, rows, [], cut, changed(rank=6, alpha=12, export_rank=2))
+    config = json.loads((cut / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (2, 4, BaseManifest.load(base_dir).source)
     for (name, (down, up)), (_, (low_down, low_up)) in zip(load_lora(whole).items(), load_lora(cut).items(), strict=True):
         assert low_down.shape[0] == low_up.shape[1] == 2, name
         change, low = up @ down, low_up @ low_down

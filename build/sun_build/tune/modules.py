@@ -41,9 +41,9 @@ class TwoModules(nn.Module):
         if settings.checkpointing:
             checkpoint_layers(prefill)
         if settings.adapter == "lora":
+            prefill.name_or_path = BaseManifest.load(base_dir).source  # what peft writes into the adapter: a name, not this machine's path
             prefill = get_peft_model(prefill, LoraConfig(
                 r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
-                base_model_name_or_path=BaseManifest.load(base_dir).source,
                 target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
         decode = prefill if settings.method == "full" else frozen(base_dir, settings.decode)
         return cls(prefill, decode, None if teacher is None else frozen(teacher, FULL), settings.distill)
