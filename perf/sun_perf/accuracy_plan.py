@@ -32,15 +32,15 @@ class Task:
     max_tokens: int = 96
 
 
-def _settings(steps: int, batch: int = 16) -> TuneSettings:
+def _settings(steps: int, batch: int) -> TuneSettings:
     return TuneSettings(steps=steps, batch=batch, eval_every=steps // 3)
 
 
 TASKS = {task.name: task for task in (
-    Task("banking", "intent", 500, _settings(300), max_tokens=24),
-    Task("math", "math", 329, _settings(240), max_tokens=64),
-    Task("bash", "bash", 400, _settings(240), also=("flags", "utility")),
-    Task("bfcl", "bfcl", 200, _settings(150, batch=8)),
+    Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
+    Task("math", "math", 329, _settings(200, 8), max_tokens=64),
+    Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
+    Task("bfcl", "bfcl", 200, _settings(150, 6)),
 )}
 
 # Learning rates are written out, so that a change of a default does not change the table.

@@ -29,9 +29,9 @@ def lora(rank: int, lr: float = 2e-3, steps: int = STEPS, **more) -> TuneSetting
     return TuneSettings(rank=rank, alpha=2 * rank, lr=lr, steps=steps, eval_every=steps, **more)
 
 
-def weights(lr: float, **more) -> TuneSettings:
+def weights(lr: float, steps: int = STEPS, **more) -> TuneSettings:
     """A short run of all weights."""
-    return TuneSettings(adapter="none", lr=lr, steps=STEPS, eval_every=STEPS, **more)
+    return TuneSettings(adapter="none", lr=lr, steps=steps, eval_every=steps, **more)
 
 
 STUDY: dict[str, TuneSettings] = {
@@ -49,6 +49,11 @@ STUDY: dict[str, TuneSettings] = {
     "SUN, LoRA 64, lr 5e-3": lora(64, 5e-3),
     "SUN, LoRA 64, twice the steps of half the examples": lora(64, steps=2 * STEPS, batch=8),
     "SUN, LoRA 64, four times the steps of a quarter": lora(64, steps=4 * STEPS, batch=4),
+    "SUN, LoRA 64, steps of a quarter, lr 1e-3": lora(64, 1e-3, steps=4 * STEPS, batch=4),
+    "SUN, all weights, steps of a quarter, lr 1e-3": weights(1e-3, 4 * STEPS, batch=4),
+    "SUN, all weights, steps of a quarter, lr 5e-4": weights(5e-4, 4 * STEPS, batch=4),
+    "full, all weights, steps of a quarter, lr 4e-4": weights(4e-4, 4 * STEPS, batch=4, method="full"),
+    "full, all weights, steps of a quarter, lr 2e-4": weights(2e-4, 4 * STEPS, batch=4, method="full"),
     "SUN, LoRA 64, K and V at 4 times the rate": lora(64, kv_lr=4.0),
     "SUN, LoRA 64, half the loss from the full fine-tune": lora(64, distill=0.5),
     "SUN, LoRA 64, all of the loss from it": lora(64, distill=1.0),
