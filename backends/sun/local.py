@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from sun.decode.cpu import CpuExecutor
 from sun.decode.engine import DecodeEngine
-from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.handoff.inline import Inline
 from sun.handoff.transport import Transport
@@ -35,7 +35,7 @@ class LocalFleet:
         self.decodes: dict[str, DecodeEngine] = {}
         for i in range(workers):
             pool = KVPool(base.geometry, kv_tokens)
-            self.decodes[f"decode_{i}"] = DecodeEngine(base, TorchExecutor(model, pool), pool, [transport], max_batch)
+            self.decodes[f"decode_{i}"] = DecodeEngine(base, CpuExecutor(model, pool), pool, [transport], max_batch)
 
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """See `Fleet.prefill`."""

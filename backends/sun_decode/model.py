@@ -37,10 +37,10 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args):
-        """Map the shared weights and start the engine."""
+        """Pack the shared weights and start the engine."""
         # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
+        from sun.decode.cpu import CpuExecutor
         from sun.decode.engine import DecodeEngine
-        from sun.decode.executor import TorchExecutor
         from sun.decode.kv_pool import KVPool
         from sun.model.loading import load_decode
 
@@ -49,7 +49,7 @@ class TritonPythonModel:
         base, model = load_decode(place.base_dir, settings.scheme)
         pool = KVPool(base.geometry, settings.kv_tokens)
         self.shm = Shm()
-        executor = TorchExecutor(model, pool)
+        executor = CpuExecutor(model, pool, settings.threads)
         self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads)
 
     def execute(self, requests):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
+from sun.model.loading import load_decode
+from sun.model.quantise import COARSE, Codes
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.data import Example
 from sun_build.tune.loss import collate, distillation, handoff_logits, handoff_loss
-from sun_build.tune.modules import TwoModules, frozen
+from sun_build.tune.modules import TwoModules, frozen, round_input
 from sun_build.tune.settings import TuneSettings
 from tests.unit import tiny
 
@@ -119,11 +124,27 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_it(base_dir):
     assert distillation(logits.roll(1, -1), logits.detach(), laid["labels"]).item() > 1
 
 
-def test_a_quantised_decode_module_is_the_one_of_the_scheme(base_dir):
-    from sun.model.quantise import SCHEMES
+@pytest.mark.parametrize("scheme", ["int8", "int4", "nf4"])
+def test_a_quantised_decode_module_is_the_one_that_serving_has(base_dir, scheme):
+    ids = torch.tensor([5, 3, 99, 41, 7, 250])
+    with torch.no_grad():
+        got = frozen(base_dir, scheme)(ids.unsqueeze(0)).logits[0]
+    _, model = load_decode(base_dir, scheme)
 
-    full, low = frozen(base_dir, "fp32"), frozen(base_dir, "int4")
-    weight = full.model.layers[0].mlp.up_proj.weight
-    assert torch.equal(low.model.layers[0].mlp.up_proj.weight, SCHEMES["int4"](weight))
-    assert torch.equal(low.model.embed_tokens.weight, full.model.embed_tokens.weight)
-    assert torch.equal(low.lm_head.weight, SCHEMES["int8"](full.lm_head.weight))
+    def attend(layer, q, k, v):
+        q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).squeeze(0).transpose(0, 1).flatten(1)
+
+    expected = model.logits(model.hidden(ids, torch.arange(len(ids)), attend))
+    # A rounded input may fall to either side by the last bit of a sum.
+    tolerance = 0.05 if scheme == "int8" else 1e-3
+    assert (got - expected).pow(2).mean().sqrt() < tolerance * expected.std()
+    assert (got - frozen(base_dir, "fp32")(ids.unsqueeze(0)).logits[0]).abs().max() > 0.01
+
+
+def test_the_gradient_passes_a_rounded_input_as_if_it_were_not_rounded():
+    layer = torch.nn.Linear(4, 1, bias=False)
+    layer.register_forward_pre_hook(partial(round_input, Codes(COARSE, split=False)))
+    x = torch.tensor([[0.013, 1.0, -0.4, 0.2]], requires_grad=True)
+    layer(x).sum().backward()
+    assert torch.equal(x.grad, layer.weight.detach())

@@ -108,8 +108,8 @@ def test_the_end_of_turn_token_ends_the_sequence_unless_it_is_to_be_ignored(benc
     it = bench()
     base = it.engine.base
     assert base.eos_ids == [tiny.EOS]
-    it.engine.executor.inner.model.head = it.engine.executor.inner.model.head.clone()
-    it.engine.executor.inner.model.head[:] = 0  # all tokens alike; greedy takes the first ...
+    it.engine.executor.inner.model.head.weight = it.engine.executor.inner.model.head.weight.clone()
+    it.engine.executor.inner.model.head.weight[:] = 0  # all tokens alike; greedy takes the first ...
     it.admit("a", PROMPT, ignore_eos=False)
     assert {event.finish for event in it.events()} == {None, "length"}
     it.engine.base.eos_ids[:] = [0]  # ... which now ends the turn

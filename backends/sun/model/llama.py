@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sun.model.manifest import BaseManifest
+from sun.model.manifest import BaseManifest, Rope
+from sun.model.quantise import FULL, HEAD, codes_for
 from sun.model.weights import Linear, as_float32
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -25,14 +26,27 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
 
 
+class Rotary:
+    """The angles of a rotary embedding: cos and sin [T, 1, head_dim] of positions [T] (int64)."""
+
+    def __init__(self, rope: Rope):
+        self.inv_freq, self.scale = torch.tensor(rope.inv_freq, dtype=torch.float32), rope.scale
+
+    def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = torch.outer(positions.float(), self.inv_freq)
+        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
+        return angles.cos() * self.scale, angles.sin() * self.scale
+
+
 class Layer:
     """One decoder layer's weights."""
 
-    def __init__(self, prefix: str, tensors: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor]]):
+    def __init__(self, prefix: str, tensors: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor]], scheme: str):
         def linear(name: str) -> Linear:
             bias = tensors.get(f"model.{prefix}.{name}.bias")
             weight = as_float32(tensors[f"model.{prefix}.{name}.weight"])
-            return Linear(weight, None if bias is None else as_float32(bias), lora.get(f"{prefix}.{name}"))
+            codes = codes_for(scheme, name, tensors.get(f"model.{prefix}.{name}.smooth"))
+            return Linear(weight, None if bias is None else as_float32(bias), lora.get(f"{prefix}.{name}"), codes)
 
         def norm(name: str) -> Tensor | None:
             weight = tensors.get(f"model.{prefix}.{name}.weight")
@@ -48,25 +62,22 @@ class Llama:
     """The decoder's weights and its forward pass in float32.
 
     tensors: checkpoint tensors by their transformers names. lora: adapters by layer name (see `load_lora`).
+    scheme: what `tensors` went through (see `sun.model.quantise`); some round a layer's inputs, too.
     """
 
-    def __init__(self, base: BaseManifest, tensors: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor]] | None = None):
-        self.base = base
+    def __init__(self, base: BaseManifest, tensors: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor]] | None = None,
+                 scheme: str = FULL):
+        self.base, self.scheme = base, scheme
         self.heads, self.geometry = base.heads, base.geometry
         self.embedding = as_float32(tensors["model.embed_tokens.weight"])
-        self.layers = [Layer(f"layers.{i}", tensors, lora or {}) for i in range(base.geometry.layers)]
+        self.layers = [Layer(f"layers.{i}", tensors, lora or {}, scheme) for i in range(base.geometry.layers)]
         self.final_norm = as_float32(tensors["model.norm.weight"])
-        self.head = as_float32(tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]))
+        head = as_float32(tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"]))
+        self.head = Linear(head, codes=codes_for(scheme, HEAD))
         unknown = set(lora or {}) - {f"layers.{i}.{n}" for i in range(base.geometry.layers) for n in LINEARS}
         if unknown:
             raise ValueError(f"adapter names layers that the base does not have: {', '.join(sorted(unknown)[:3])}")
-        self.inv_freq = torch.tensor(base.geometry.rope.inv_freq, dtype=torch.float32)
-
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, 1, head_dim] of positions [T] (int64)."""
-        angles = torch.outer(positions.float(), self.inv_freq)
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(1)
-        return angles.cos() * self.geometry.rope.scale, angles.sin() * self.geometry.rope.scale
+        self.rotary = Rotary(base.geometry.rope)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """RMSNorm over the last dimension (arXiv 1910.07467)."""
@@ -74,14 +85,14 @@ class Llama:
 
     def hidden(self, ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Run all layers on tokens ids [T] at positions [T] (int64); returns hidden states [T, hidden]."""
-        x, cos, sin = self.embedding[ids], *self.rope(positions)
+        x, cos, sin = self.embedding[ids], *self.rotary(positions)
         for index, layer in enumerate(self.layers):
             x = self._layer(index, layer, x, cos, sin, attend)
         return x
 
     def fill(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Callable[[int, Tensor, Tensor], None]) -> None:
         """Run only what K and V depend on: all layers but the last, whose K and V go to keep(layer, k, v) and end the pass."""
-        x, cos, sin = self.embedding[ids], *self.rope(positions)
+        x, cos, sin = self.embedding[ids], *self.rotary(positions)
         for index, layer in enumerate(self.layers[:-1]):
             x = self._layer(index, layer, x, cos, sin, attend)
         last = self.layers[-1]
@@ -102,7 +113,7 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Next-token logits [T, vocab] of hidden states [T, hidden]."""
-        return F.linear(self.norm(hidden, self.final_norm), self.head)
+        return self.head(self.norm(hidden, self.final_norm))
 
 
 LINEARS = tuple(f"self_attn.{n}_proj" for n in "qkvo") + tuple(f"mlp.{n}_proj" for n in ("gate", "up", "down"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tokenizers import Tokenizer
 from torch import Tensor
 
+from sun.model.calibration import TEXT, input_ranges
 from sun.model.llama import Llama
 from sun.model.manifest import BaseManifest, TaskManifest
-from sun.model.quantise import FULL, quantise
+from sun.model.quantise import FULL, check_scheme, quantise
 from sun.model.weights import ADAPTER_FILES, checkpoint_files, load_lora, map_checkpoint, weights_digest
 
 
@@ -36,7 +38,15 @@ def load_decode(base_dir: str | Path, scheme: str = FULL, own: str | Path | None
     if own is not None:
         tensors, shared = map_checkpoint(own), tensors
         check_same_shapes(tensors, shared)
-    return base, Llama(base, quantise(tensors, scheme))
+    return base, Llama(base, quantised_tensors(base_dir, base, tensors, scheme), scheme=scheme)
+
+
+def quantised_tensors(base_dir: str | Path, base: BaseManifest, tensors: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
+    """A checkpoint's tensors by ``scheme``, calibrated on `calibration.TEXT` if it needs that."""
+    if check_scheme(scheme) != "int8":
+        return quantise(tensors, scheme)
+    ids = Tokenizer.from_file(str(Path(base_dir) / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
+    return quantise(tensors, scheme, input_ranges(Llama(base, tensors), ids))
 
 
 def load_prefill(base_dir: str | Path, task_dir: str | Path) -> tuple[TaskManifest, Llama]:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
+from sun.model.quantise import Codes
+
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 LORA_NAME = re.compile(r"(?:base_model\.model\.)?model\.(layers\.\d+\.(?:self_attn|mlp)\.\w+_proj)\.lora_([AB])\.weight")
@@ -48,12 +50,16 @@ def weights_digest(files: list[Path]) -> str:
 
 
 class Linear:
-    """y = x W^T (+ b) (+ the LoRA path x A^T B^T), without a merged copy: W may be shared with other tasks' processes."""
+    """y = x W^T (+ b) (+ the LoRA path x A^T B^T), without a merged copy: W may be shared with other tasks' processes.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, lora: tuple[Tensor, Tensor] | None = None):
-        self.weight, self.bias, self.lora = weight, bias, lora
+    codes: x is first rounded to them, as the layer's integer form does.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, lora: tuple[Tensor, Tensor] | None = None, codes: Codes | None = None):
+        self.weight, self.bias, self.lora, self.codes = weight, bias, lora, codes
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = x if self.codes is None else self.codes.rounded(x)
         y = F.linear(x, self.weight, self.bias)
         if self.lora is None:
             return y

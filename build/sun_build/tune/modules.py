@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from sun.model.loading import quantised_tensors
 from sun.model.manifest import BaseManifest
-from sun.model.quantise import FULL, quantise
+from sun.model.quantise import FULL, Codes, codes_for
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.loss import IGNORE, cross_entropy, distillation, handoff_logits
 from sun_build.tune.settings import TuneSettings
@@ -93,10 +95,19 @@ def load_model(folder: str | Path) -> nn.Module:
 
 
 def frozen(folder: str | Path, scheme: str) -> nn.Module:
-    """A checkpoint that does not learn, its linear layers as ``scheme`` has them."""
+    """A checkpoint that does not learn, its linear layers as ``scheme`` has them: the very module that serving packs."""
     model = load_model(folder)
     if scheme != FULL:
-        made = quantise(model.state_dict(), scheme)
+        made = quantised_tensors(folder, BaseManifest.load(folder), model.state_dict(), scheme)
         model.lm_head.weight = nn.Parameter(made["lm_head.weight"])
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Linear) and (codes := codes_for(scheme, name, made.pop(f"{name}.smooth", None))):
+                layer.register_forward_pre_hook(partial(round_input, codes))
         model.load_state_dict(made)
     return model.requires_grad_(False)
+
+
+def round_input(codes: Codes, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    """A forward pre-hook: the input as its codes stand for it, with the gradient of the input itself (straight-through, arXiv 1308.3432)."""
+    x, = inputs
+    return x + (codes.rounded(x.detach()) - x.detach())

@@ -1,0 +1,104 @@
+"""Linear layers as the CPU runs them fastest: weights packed once, in a number format. A format is one class."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sun.decode.kernels import PLAIN, SPLIT, UNIT
+from sun.model.quantise import COARSE, FINE, GROUP, Codes, row_scale
+
+BATCH_HINT = 16
+"""oneDNN lays weights out for an expected number of rows; the layout hardly depends on it."""
+
+
+class Packed(Protocol):
+    """y [rows, out] of x [rows, in], without the bias, in float32.
+
+    form: how x is to be written, see `sun.decode.kernels`.
+    """
+
+    form: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class OneDnn:
+    """float32 in oneDNN's blocked layout: a third faster than the plain one, and a row's bits do not depend on the batch."""
+
+    form = PLAIN
+
+    def __init__(self, weight: Tensor):
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), BATCH_HINT)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Packed`."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+
+
+class Plain:
+    """float32 as it is, where torch has no oneDNN."""
+
+    form = PLAIN
+
+    def __init__(self, weight: Tensor):
+        self.weight = weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Packed`."""
+        return torch.nn.functional.linear(x, self.weight)
+
+
+class Int8:
+    """8-bit integers both ways, by fbgemm: exact, because the codes are chosen so that its 16-bit sums of two products never saturate."""
+
+    def __init__(self, weight: Tensor, codes: Codes):
+        self.form = SPLIT if codes.split else UNIT
+        # Activations are unsigned here: the zero point is in the middle.
+        self.levels, self.zero = (COARSE, COARSE + 1) if codes.split else (FINE, FINE + 1)
+        weight = weight if codes.smooth is None else weight * codes.smooth
+        scale = row_scale(weight, codes.levels)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch will drop these tensors one day; the pinned one packs from nothing else
+            integers = torch.quantize_per_channel(weight, scale.double().flatten(), torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
+        before, torch.backends.quantized.engine = torch.backends.quantized.engine, "fbgemm"
+        try:
+            self.weight = torch.ops.quantized.linear_prepack(integers, None)
+        finally:
+            torch.backends.quantized.engine = before
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Packed`."""
+        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1 / self.levels, self.zero, self.weight)
+
+
+class Int4:
+    """4-bit weights in groups of `GROUP`, activations in bf16, by torch's own kernel (float32 activations are slower than float32 weights there)."""
+
+    form = PLAIN
+
+    def __init__(self, weight: Tensor):
+        outs, ins = weight.shape
+        groups = weight.view(outs, ins // GROUP, GROUP)
+        low = groups.amin(-1)
+        scale = ((groups.amax(-1) - low) / 15).clamp_min(torch.finfo(torch.float32).tiny)
+        codes = ((groups - low.unsqueeze(-1)) / scale.unsqueeze(-1)).round().to(torch.int32).view(outs, ins)
+        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        # The kernel takes (code - 8) * scale + zero.
+        self.scales = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Packed`."""
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), self.weight, GROUP, self.scales).float()
+
+
+def pack(weight: Tensor, scheme: str, codes: Codes | None) -> Packed:
+    """A layer's reference weight [out, in] (see `sun.model.quantise`) in its fastest form; codes: its integers, if its scheme has them."""
+    if codes is not None and "fbgemm" in torch.backends.quantized.supported_engines:
+        return Int8(weight, codes)
+    if scheme == "int4" and codes is None and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0:
+        return Int4(weight)
+    return OneDnn(weight) if torch.backends.mkldnn.is_available() else Plain(weight)

@@ -1,0 +1,113 @@
+"""The compiled decode step against its reference, the same module run plainly in torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sun.decode import kernels
+from sun.decode.cpu import CpuExecutor
+from sun.decode.executor import TorchExecutor
+from sun.decode.kv_pool import KVPool
+from sun.decode.packed import Int4, Int8
+from sun.model.loading import load_decode
+from sun.model.quantise import COARSE, FINE, Codes, int4
+
+from . import tiny
+
+CONTEXTS = (1, 7, 30, 64, 2)
+STEPS = 4
+
+
+@pytest.fixture(scope="module", params=tiny.KINDS)
+def any_base(request, bases):
+    return bases(request.param)
+
+
+def decoded(base_dir, kind, scheme: str, rows: tuple[int, ...] = tuple(range(len(CONTEXTS))), **options) -> torch.Tensor:
+    """Logits [STEPS, rows, vocab] of sequences that lie apart in a pool of other numbers."""
+    base, model = load_decode(base_dir, scheme)
+    pool = KVPool(base.geometry, 400)
+    torch.manual_seed(0)
+    pool.data.normal_()
+    slots = [pool.take(context + STEPS + 3) for context in CONTEXTS]
+    executor = kind(model, pool, **options)
+    return torch.stack([
+        executor.step([3 * r + t for r in rows], [CONTEXTS[r] - 1 + t for r in rows], [slots[r] for r in rows]) for t in range(STEPS)])
+
+
+def test_float32_agrees_with_plain_torch_for_every_architecture(any_base):
+    torch.testing.assert_close(decoded(any_base, CpuExecutor, "fp32"), decoded(any_base, TorchExecutor, "fp32"), rtol=1e-4, atol=1e-4)
+
+
+# An input that lies between two codes may fall to either side by the last bit of a sum; what follows from one such step
+# is as large as a code. int4 takes its inputs in bf16, which has 8 bits.
+@pytest.mark.parametrize("scheme, share", [("int8", 0.05), ("int4", 0.02), ("nf4", 1e-3)])
+def test_a_low_bit_module_agrees_with_its_reference(any_base, scheme, share):
+    got, expected = decoded(any_base, CpuExecutor, scheme), decoded(any_base, TorchExecutor, scheme)
+    assert (got - expected).pow(2).mean().sqrt() < share * expected.std()
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_sequence_gets_the_same_bits_whatever_it_is_batched_with(base_dir, scheme, threads):
+    together = decoded(base_dir, CpuExecutor, scheme, threads=threads)
+    for row in range(len(CONTEXTS)):
+        assert torch.equal(decoded(base_dir, CpuExecutor, scheme, (row,))[:, 0], together[:, row])
+
+
+def test_a_step_touches_its_sequences_places_and_nothing_else(base_dir):
+    base, model = load_decode(base_dir)
+    pool = KVPool(base.geometry, 50)
+    pool.take(20)
+    slot = pool.take(10)
+    executor = CpuExecutor(model, pool)
+    pool.data.fill_(torch.nan)
+    pool.view(slot, 4).normal_()
+    before = pool.data.clone()
+    assert executor.step([5], [4], [slot]).isfinite().all()
+    changed = (pool.data.nan_to_num() != before.nan_to_num()).any(dim=-1).any(dim=0).any(dim=0).any(dim=0)
+    assert changed.nonzero().flatten().tolist() == [slot.start + 4]
+
+
+numbers = st.tuples(st.integers(1, 5), st.integers(0, 999), st.sampled_from([1e-20, 1e-3, 1.0, 300.0]), st.booleans(), st.booleans())
+
+
+@settings(deadline=None)
+@given(numbers)
+def test_integer_layers_are_exact_at_the_largest_codes(made):
+    """Rows of nothing but the largest magnitudes: the sums that would saturate if the codes were a bit wider."""
+    rows, seed, size, split, extreme = made
+    draw = torch.Generator().manual_seed(seed)
+    codes = Codes(FINE, split=True) if split else Codes(COARSE, split=False, smooth=torch.exp2(torch.randint(-3, 4, (64,), generator=draw)))
+    x, raw = (torch.randn(n, 64, generator=draw) * size for n in (rows, 32))
+    if extreme:
+        x, raw = x.sign() * size, raw.sign() * size
+    weight = codes.weight(raw)
+    layer = Int8(weight, codes)
+    scale, given = np.ones(rows, np.float32), np.zeros((rows * (2 if split else 1), 64), np.float32)
+    smoothed = x if codes.smooth is None else x / codes.smooth
+    for row in range(rows):
+        kernels._write(smoothed[row].numpy().copy(), row, rows, layer.form, given, scale)
+    y, got, none = layer(torch.from_numpy(given)).numpy(), np.empty((rows, 32), np.float32), np.zeros(32, np.float32)
+    for row in range(rows):
+        kernels._read(y, row, rows, scale, none, 0, got[row])
+    expected = codes.rounded(x).double() @ weight.double().T
+    largest = (codes.rounded(x).double().abs() @ weight.double().abs().T).clamp_min(1e-300)
+    assert ((torch.from_numpy(got).double() - expected).abs() / largest).max() < 2e-6
+
+
+@given(st.integers(1, 9), st.integers(0, 999))
+def test_int4_layers_stand_for_their_codes_up_to_bf16(rows, seed):
+    draw = torch.Generator().manual_seed(seed)
+    weight, x = int4(torch.randn(48, 96, generator=draw)), torch.randn(rows, 96, generator=draw)
+    error = (Int4(weight)(x) - x @ weight.T).abs()
+    assert (error / (x.abs() @ weight.abs().T)).max() < 2**-8
+
+
+@given(st.floats(-200, 88, width=32))
+def test_the_exponential_is_right_to_its_last_places(x):
+    assert kernels.exponential(np.float32(x)) == pytest.approx(max(np.exp(np.float64(x)), np.exp(-87.0)), rel=3e-7)
