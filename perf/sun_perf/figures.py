@@ -59,22 +59,27 @@ def goodput(bench: dict) -> Figure:
     """Lines: requests a second within the SLO against those offered, a panel for each task mix."""
     runs = [run for run in _main(bench) if run["mode"] == "open"]
     alphas = _alphas(runs)
-    figure = Figure(figsize=(max(5, 3.2 * len(alphas)), 3.8), layout="constrained")
-    panels = figure.subplots(1, len(alphas), squeeze=False, sharey=True)[0]
-    for axes, alpha in zip(panels, alphas, strict=True):
-        most = 0.0
+    columns = min(2, len(alphas))
+    rows = -(-len(alphas) // columns)
+    figure = Figure(figsize=(7 if columns > 1 else 5, 0.9 + 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes in panels.flat[len(alphas):]:
+        axes.remove()
+    for axes, alpha in zip(panels.flat, alphas, strict=False):
+        most = max(run["requests_per_s"] for run in runs if run["alpha"] == alpha)
+        axes.plot([0, most], [0, most], color="grey", linewidth=0.8, linestyle="--", label="every request within")
         for system in _systems(runs):
             mine = [run for run in runs if (run["system"], run["alpha"]) == (system, alpha)]
             points = sorted((rate, statistics.median(run["goodput_per_s"] for run in mine if run["requests_per_s"] == rate)) for rate in {run["requests_per_s"] for run in mine})
             _line(bench, axes, system, *zip(*points, strict=True))
-            most = max(most, *(rate for rate, _ in points))
-        axes.plot([0, most], [0, most], color="grey", linewidth=0.8, linestyle="--", label="all within" if axes is panels[0] else None, zorder=0)
-        axes.set(title=f"Zipf alpha {alpha:g}", xlabel="offered requests/s", xlim=(0, None), ylim=(0, None))
+        axes.set(xlabel="offered requests/s", xlim=(0, None), ylim=(0, None))
+        axes.set_title(f"Zipf alpha {alpha:g}" + (" (uniform)" if alpha == 0 else ""), fontsize=10)
         axes.grid(alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("requests/s within the SLO")
     slo = bench["settings"]["slo"]
-    panels[0].set_ylabel(f"requests/s with TTFT <= {slo['ttft_ms']:g} ms\nand TPOT <= {slo['tpot_ms']:g} ms")
-    figure.suptitle("Goodput")
-    _legend(figure, panels[0])
+    figure.suptitle(f"Goodput: TTFT within {slo['ttft_ms']:g} ms and TPOT within {slo['tpot_ms']:g} ms\n{_where(bench)}", fontsize=11)
+    _legend(figure, panels[0, 0])
     return figure
 
 
@@ -87,7 +92,7 @@ def memory(bench: dict) -> Figure:
         _line(bench, axes, system, *zip(*points, strict=True))
     axes.set(xlabel="tasks", ylabel="memory of all processes, GiB (PSS)", ylim=(0, None), xticks=sorted({row["tasks"] for row in bench["memory"]}))
     axes.grid(alpha=0.3)
-    axes.set_title("Memory of the whole server")
+    axes.set_title("Memory of the whole server by number of tasks", fontsize=11)
     _legend(figure, axes)
     return figure
 
@@ -129,13 +134,17 @@ def _line(bench: dict, axes: Axes, system: str, x: Sequence[float], y: Sequence[
 def _finish(bench: dict, figure: Figure, axes: Axes, title: str) -> Figure:
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.set_title(f"{title}\n{bench['settings']['plans'][0]['tasks']} tasks, {bench['machine']['cpus']} CPUs", fontsize=11)
+    axes.set_title(f"{title}\n{_where(bench)}", fontsize=11)
     _legend(figure, axes)
     return figure
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+
+
+def _where(bench: dict) -> str:
+    return f"{bench['settings']['plans'][0]['tasks']} tasks, {bench['machine']['cpus']} CPUs"
 
 
 def _title(bench: dict, system: str) -> str:
