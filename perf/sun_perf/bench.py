@@ -40,7 +40,7 @@ def measure(bench: Bench, material: Material, load: Load, ports: Ports, slo: Slo
             runner.measure_memory(name, tasks)
     memory = [{"system": name, "tasks": tasks, "workers": SYSTEMS[name].workers(tasks), "pss_mib": mib} for (name, tasks), mib in runner.memory.items()]
     say("server and bare engine in turn ...")
-    engine = server_over_engine.measure(scratch, ports, load, material, bench.engine_rounds, tokens=main.output.high)
+    engine = server_over_engine.measure(scratch, ports, load, material, bench.engine_rounds)
     say(f"server over engine: {engine['server_over_engine']['median']:.3f}")
     settings = {
         "plans": [asdict(plan) for plan in bench.plans], "slo": asdict(slo), "load": load.name, "seed": SEED, "threads_per_worker": material.threads,

@@ -23,7 +23,7 @@ class Plan:
     alphas: tuple[float, ...] = (0.0, 1.2)
     loads: tuple[float, ...] = (EQUAL_LOAD,)
     rounds: int = 1
-    requests: int = 48
+    requests: int = 40
     concurrency: int = 16
     prompt: Lengths = Lengths(24, 0.6, 4, 128)
     output: Lengths = Lengths(32, 0.5, 8, 96)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sun_perf.bench_plan import EQUAL_LOAD, Plan
 from sun_perf.samples import ratio
@@ -30,7 +30,7 @@ def _against_baseline(runs: Sequence[dict], system: str, alpha: float) -> dict[s
     return {name: ratio(found) for name, found in pairs.items() if found}
 
 
-def _pairs(runs: Sequence[dict], system: str, value) -> list[tuple[float, float]]:
+def _pairs(runs: Sequence[dict], system: str, value: Callable[[dict], float]) -> list[tuple[float, float]]:
     """A system's value and the baseline's, of every round that has both."""
     by_round: dict[int, dict[str, float]] = {}
     for run in runs:

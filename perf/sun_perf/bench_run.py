@@ -17,6 +17,7 @@ from sun_perf.fleet_layout import SYSTEMS, Material, lay_out, task_names
 from sun_perf.load import Load, OwnLoad, check
 from sun_perf.memory import pss_mb
 from sun_perf.other_load import watch
+from sun_perf.running import running, url
 from sun_perf.samples import Sample, Slo, latencies, saturated_rate
 from sun_perf.workload import Request, draw, poisson
 
@@ -64,17 +65,14 @@ class Runner:
         key = (name, tasks)
         if key not in self._roots:
             self._roots[key] = lay_out(self.scratch / f"{name}-{tasks}", self.scratch / "full", self.material, SYSTEMS[name], tasks)
-        server = Server(self._roots[key], self.ports)
-        with server:
-            with SunClient(self._url(server)) as client:
+        with running(self._roots[key], self.ports) as server:
+            with SunClient(url(server)) as client:
                 for task in task_names(tasks):
                     client.generate(task, "warm up", sampling={"temperature": 0, "max_tokens": 4, "ignore_eos": True})
             if key not in self.memory:
                 self.memory[key] = pss_mb(server.pid)
                 say(f"{name}, {tasks} tasks: {self.memory[key]['total']:.0f} MiB")
             yield server
-        if left := server.leftovers():
-            raise RuntimeError(f"the server left {', '.join(left)} behind")
 
     def measure_memory(self, name: str, tasks: int) -> None:
         """Note a system's memory unless it has served this many tasks already."""
@@ -98,7 +96,7 @@ class Runner:
     def _open(self, server: Server, name: str, plan: Plan, turn: int, alpha: float, load: float) -> None:
         requests, others = self._requests(plan, alpha, turn), watch(server.pid)
         rate = load * self._sustained(plan, alpha)
-        samples = self.load.open(self._url(server), requests, poisson(len(requests), rate, SEED + turn))
+        samples = self.load.open(url(server), requests, poisson(len(requests), rate, SEED + turn))
         check(samples, requests)
         seen = latencies(samples, self.slo)
         self._note(name, plan, turn, alpha, {
@@ -113,7 +111,7 @@ class Runner:
             f"TTFT {figures['ttft_ms']['p50']:.0f} ms, TPOT {figures['tpot_ms']['p50']:.0f} ms (others used {figures['other_cpus']:g} CPUs)")
 
     def _asked(self, load: Load, server: Server, requests: list[Request], concurrency: int) -> list[Sample]:
-        samples = load.closed(self._url(server), requests, concurrency)
+        samples = load.closed(url(server), requests, concurrency)
         check(samples, requests)
         return samples
 
@@ -130,7 +128,3 @@ class Runner:
     def _requests(plan: Plan, alpha: float, turn: int) -> list[Request]:
         """The same for every system; each round draws others."""
         return draw(task_names(plan.tasks), alpha, plan.requests, SEED + turn, plan.prompt, plan.output)
-
-    @staticmethod
-    def _url(server: Server) -> str:
-        return f"{server.host}:{server.ports.grpc}"

@@ -16,7 +16,7 @@ from sun_perf.samples import Sample
 from sun_perf.workload import Request
 
 WHEEL = "tritonclient==2.50.0"
-"""The last one whose perf_analyzer runs with glibc 2.35 and older; not installed, since it is older than our own client."""
+"""Later ones need a newer glibc than many systems have. Not installed, since our own client needs a newer tritonclient."""
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 """What the binary links to, and where the nvidia-pytriton wheel has it under another name."""
 LONGEST_S = 3600

@@ -11,26 +11,29 @@ from sun.local import LocalFleet
 from sun.messages import Admit
 from sun.model.manifest import BaseManifest
 from sun.text.prompt import PromptFormat
-from sun_client.server import Ports, Server
+from sun_client.server import Ports
 from sun_perf.fleet_layout import KV_TOKENS, SYSTEMS, Material, lay_out, task_names
 from sun_perf.load import Load
+from sun_perf.running import running, url
 from sun_perf.samples import Sample, batch_rate, ratio
 from sun_perf.workload import Lengths, Request, draw
 
 BATCH = 16
+TOKENS = 64
+"""Enough that the first request still decodes when the last one's prompt is done."""
 ROUTER = "bench"
 
 
-def measure(scratch: Path, ports: Ports, load: Load, material: Material, rounds: int, tokens: int = 96) -> dict:
-    """Measure ``rounds`` times each, the server first. Each time ``BATCH`` requests of ``tokens`` tokens; counted is the time in which all decode.
+def measure(scratch: Path, ports: Ports, load: Load, material: Material, rounds: int) -> dict:
+    """Measure ``rounds`` times each, the server first. Each time ``BATCH`` requests of ``TOKENS`` tokens; counted is the time in which all decode.
 
     Both have one decode worker with the material's threads and float32 weights. Returns tokens a second of each turn and their ratio.
     """
     (task,) = task_names(1)
     root = lay_out(scratch / "server_over_engine", scratch / "full", material, SYSTEMS["sun"], 1)
-    requests = draw([task], 0, BATCH, 0, Lengths(24, 0, 24, 24), Lengths(tokens, 0, tokens, tokens))
+    requests = draw([task], 0, BATCH, 0, Lengths(24, 0, 24, 24), Lengths(TOKENS, 0, TOKENS, TOKENS))
     served, bare = [], []
-    with Server(root, ports) as server:
+    with running(root, ports) as server:
         engine = LocalFleet(material.base, {task: root / "model_repository" / f"prefill_{task}" / "1"}, kv_tokens=KV_TOKENS, threads=material.threads)
         try:
             prompts = _encode(material.base, requests)
@@ -42,7 +45,7 @@ def measure(scratch: Path, ports: Ports, load: Load, material: Material, rounds:
         finally:
             engine.close()
     return {
-        "batch": BATCH, "tokens": tokens, "threads": material.threads, "server_tokens_per_s": served, "engine_tokens_per_s": bare,
+        "batch": BATCH, "tokens": TOKENS, "threads": material.threads, "server_tokens_per_s": served, "engine_tokens_per_s": bare,
         "server_over_engine": ratio(list(zip(served, bare, strict=True)))}
 
 

@@ -11,11 +11,12 @@ import pytest
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.base import build_base
 from sun_client.client import SunClient
-from sun_client.server import Ports, Server
+from sun_client.server import Ports
 from sun_perf import bench, server_over_engine
 from sun_perf.bench_plan import Bench, Plan
 from sun_perf.fleet_layout import SYSTEMS, Material, lay_out, task_names
 from sun_perf.load import OwnLoad
+from sun_perf.running import running, url
 from sun_perf.samples import Slo
 from sun_perf.workload import Lengths
 from tests.server.conftest import REPO, free_ports
@@ -37,17 +38,19 @@ def ports() -> Ports:
     return free_ports()
 
 
-def test_conventional_serving_answers_with_each_tasks_own_weights(tmp_path, material, ports):
+def test_conventional_serving_answers_with_each_tasks_own_weights_and_an_interrupt_leaves_nothing_of_it(tmp_path, material, ports):
     adapters = [tiny.adapter(tmp_path / f"adapter{seed}", material.base, seed=seed) for seed in (2, 3)]
     root = lay_out(tmp_path / "root", tmp_path / "full", replace(material, adapters=adapters), SYSTEMS["partitioned"], 2)
     prompt = PromptFormat.load(material.base, PromptSettings()).encode([{"role": "user", "content": "one two"}])
-    with Server(root, ports) as server, SunClient(f"{server.host}:{server.ports.grpc}") as client:
+    with pytest.raises(KeyboardInterrupt), running(root, ports) as server, SunClient(url(server)) as client:
         answers = [client.generate(task, "one two", sampling={"temperature": 0, "max_tokens": 8, "ignore_eos": True}).token_ids for task in task_names(2)]
+        unfinished = client.stream("task_0", "one two", sampling={"max_tokens": 400, "ignore_eos": True})
+        next(unfinished)
+        raise KeyboardInterrupt
+    assert server.leftovers() == []
     models = [tiny.with_adapter(material.base, adapter) for adapter in adapters]
     assert answers == [tiny.reference(model, model, prompt, 8) for model in models]
     assert answers[0] != answers[1]
-    inodes = {path.resolve().stat().st_ino for path in (tmp_path / "full").glob("*/model.safetensors")}
-    assert len(inodes) == 2
 
 
 def test_a_bench_writes_results_claims_and_figures(tmp_path, material, ports, monkeypatch):
