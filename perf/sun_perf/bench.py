@@ -27,6 +27,7 @@ from sun_perf.samples import Slo
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "perf" / "results"
 SCRATCH = ROOT / ".run" / "bench"
+QUIET_CPUS = 0.2
 
 
 def measure(bench: Bench, material: Material, load: Load, ports: Ports, slo: Slo, scratch: Path) -> dict:
@@ -82,6 +83,9 @@ def main() -> None:
         ports = Ports(args.port, args.port + 1, args.port + 2)
         found = measure(BENCHES[args.bench], material, load, ports, Slo(args.slo_ttft_ms, args.slo_tpot_ms), scratch)
     write(found, RESULTS)
+    most = max(run["other_cpus"] for run in found["runs"])
+    if most > QUIET_CPUS:
+        say(f"other processes used up to {most:g} CPUs meanwhile: these are figures of a busy machine", "yellow")
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes: {RESULTS / 'bench.json'}, {RESULTS / 'claims.json'}")
 
 

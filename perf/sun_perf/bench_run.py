@@ -85,7 +85,8 @@ class Runner:
         for concurrency in CHECKED_CONCURRENCIES:
             requests = self._requests(plan, plan.alphas[-1], concurrency)[:2 * concurrency + 8]
             seen = {load.name: self._figures(self._asked(load, server, requests, concurrency), concurrency) for load in (self.load, OwnLoad())}
-            self.agreement.append({"concurrency": concurrency, **seen})
+            ours, theirs = seen[OwnLoad.name]["tokens_per_s"], seen[self.load.name]["tokens_per_s"]
+            self.agreement.append({"concurrency": concurrency, **seen, "throughput_ratio": round(ours / theirs, 3)})
             say(f"concurrency {concurrency}: " + ", ".join(f"{name} {figures['tokens_per_s']:.1f} tokens/s" for name, figures in seen.items()))
 
     def _closed(self, server: Server, name: str, plan: Plan, turn: int, alpha: float) -> None:
