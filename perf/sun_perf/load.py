@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 from sun_client.client import SunClient
@@ -31,12 +32,12 @@ class OwnLoad:
 
     def closed(self, url: str, requests: Sequence[Request], concurrency: int) -> list[Sample]:
         """See `Load.closed`."""
-        with SunClient(url) as client, ThreadPoolExecutor(concurrency) as pool:
+        with _asking(url, concurrency) as (client, pool):
             return list(pool.map(lambda request: _ask(client, request), requests))
 
     def open(self, url: str, requests: Sequence[Request], gaps: Sequence[float]) -> list[Sample]:
         """See `Load.open`."""
-        with SunClient(url) as client, ThreadPoolExecutor(len(requests)) as pool:
+        with _asking(url, len(requests)) as (client, pool):
             due, futures = time.perf_counter(), []
             for request, gap in zip(requests, gaps, strict=True):
                 due += gap
@@ -52,6 +53,17 @@ def check(samples: Sequence[Sample], requests: Sequence[Request]) -> None:
     if got != asked:
         odd = next((pair for pair in zip(got, asked, strict=False) if pair[0] != pair[1]), (len(got), len(asked)))
         raise RuntimeError(f"load: the answers are not of the work that was asked for; first difference: got {odd[0]}, asked {odd[1]}")
+
+
+@contextmanager
+def _asking(url: str, threads: int) -> Iterator[tuple[SunClient, ThreadPoolExecutor]]:
+    """A client and threads that use it. An error or interrupt inside ends their requests, where a plain pool would wait for all."""
+    client, pool = SunClient(url), ThreadPoolExecutor(threads)
+    try:
+        yield client, pool
+    finally:
+        client.close()
+        pool.shutdown(cancel_futures=True)
 
 
 def _ask(client: SunClient, request: Request) -> Sample:
