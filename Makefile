@@ -1,4 +1,4 @@
-# make setup, demo, serve, test, accuracy, clean. Everything is installed into .venv; no compiler is needed.
+# make setup, demo, serve, test, bench, bench-full, accuracy, clean. Everything is installed into .venv; no compiler is needed.
 # ARGS is passed on: make demo ARGS="--http-port 9000 --grpc-port 9001 --metrics-port 9002", make test ARGS=tests/unit.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DATA ?= ../shared/data
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo serve test accuracy clean
+.PHONY: setup demo serve test bench bench-full accuracy clean
 
 setup: $(STAMP)
 	@$(SUN) setup
@@ -29,6 +29,10 @@ serve: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Conventional disaggregation against SUN: minutes, or all systems and mixes in hours. Results and figures go into perf/results.
+bench bench-full: setup
+	@$(VENV)/bin/python -m sun_perf.bench $(if $(filter bench-full,$@),full,quick) $(ARGS)
 
 # Hours on a CPU; goes on where it ended. DATA holds banking/, math/ and bash/. ARGS="--tasks banking" makes a part of it.
 accuracy: setup

@@ -20,12 +20,12 @@ class LocalFleet:
     """A `sun.router.fleet.Fleet` of engines in this process.
 
     task_dirs: task -> the folder of its manifest and weights. workers: how many decode engines share the module.
-    scheme, own: of the decode module, see `load_decode`.
+    scheme, own: of the decode module, see `load_decode`. threads: see `DecodeEngine`.
     """
 
     def __init__(self, base_dir: str | Path, task_dirs: dict[str, Path], workers: int = 1, kv_tokens: int = 16384,
                  transport: Transport | None = None, token_budget: int = 512, max_batch: int = 64,
-                 scheme: str = FULL, own: Path | None = None):
+                 scheme: str = FULL, own: Path | None = None, threads: int | None = None):
         transport = transport or Inline()
         base, model = load_decode(base_dir, scheme, own)
         self.prefills: dict[str, PrefillEngine] = {}
@@ -35,7 +35,7 @@ class LocalFleet:
         self.decodes: dict[str, DecodeEngine] = {}
         for i in range(workers):
             pool = KVPool(base.geometry, kv_tokens)
-            self.decodes[f"decode_{i}"] = DecodeEngine(base, CpuExecutor(model, pool), pool, [transport], max_batch)
+            self.decodes[f"decode_{i}"] = DecodeEngine(base, CpuExecutor(model, pool, threads or 1), pool, [transport], max_batch, threads)
 
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """See `Fleet.prefill`."""

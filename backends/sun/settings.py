@@ -45,6 +45,18 @@ class Place:
         except msgspec.ValidationError as error:
             raise ValueError(f"config.pbtxt of {self.name}: parameters: {error}; known are {', '.join(kind.__struct_fields__)}") from error
 
+    def folder(self, parameter: str, path: str) -> Path | None:
+        """The folder that a parameter names, absolute or from the repository's parent; None for the empty string.
+
+        Raises ValueError naming the parameter if there is no such folder.
+        """
+        if not path:
+            return None
+        folder = self.repository.parent / path
+        if not folder.is_dir():
+            raise ValueError(f"config.pbtxt of {self.name}: parameters: {parameter} is {path!r}, but {folder} is no folder")
+        return folder
+
 
 def base_dir(repository: Path) -> Path:
     """The base model that a model repository's tasks and workers share."""

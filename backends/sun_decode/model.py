@@ -15,13 +15,15 @@ from sun.settings import Place
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """kv_tokens: the KV pool's budget. max_batch: most sequences in a step. threads: CPU threads of a step.
 
-    scheme: of the weights: "fp32", or a low-bit one of `sun.model.quantise`.
+    scheme: of the weights: "fp32", or a low-bit one of `sun.model.quantise`. weights: folder of a checkpoint to decode with in
+    place of the shared base, as conventional serving does; absolute or from the repository's parent.
     """
 
     kv_tokens: int = 16384
     max_batch: int = 64
     threads: int = 1
     scheme: str = "fp32"
+    weights: str = ""
 
 
 class TritonPythonModel:
@@ -46,7 +48,7 @@ class TritonPythonModel:
 
         place = Place(args)
         settings = place.settings(Settings)
-        base, model = load_decode(place.base_dir, settings.scheme)
+        base, model = load_decode(place.base_dir, settings.scheme, place.folder("weights", settings.weights))
         pool = KVPool(base.geometry, settings.kv_tokens)
         self.shm = Shm()
         executor = CpuExecutor(model, pool, settings.threads)

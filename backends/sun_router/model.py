@@ -20,11 +20,13 @@ from sun_router.fleet import BlsFleet
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """policy: "least_tokens", "round_robin" or "partitioned". workers: decode models by name, separated by spaces (default: all `decode_*`).
 
+    owners: with policy partitioned, which task has which workers, e.g. "banking=decode_0 bash=decode_1,decode_2".
     max_inflight, max_tokens, deadline_s: see `sun.router.router.Limits`.
     """
 
     policy: str = "least_tokens"
     workers: str = ""
+    owners: str = ""
     max_inflight: int = Limits.max_inflight
     max_tokens: int = Limits.max_tokens
     deadline_s: float = Limits.deadline_s
@@ -56,7 +58,7 @@ class TritonPythonModel:
         self.shm = Shm()
         self.router = Router(
             BlsFleet(), workers, TaskRegistry(place.repository), PromptFormat.load(place.base_dir, base.prompt),
-            make_policy(settings.policy), [self.shm], limits)
+            make_policy(settings.policy, settings.owners, workers), [self.shm], limits)
 
     def execute(self, requests):
         """Hand the requests to the router, which answers from its own threads."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sun.router.policy import POLICIES, LeastTokens, Partitioned, RoundRobin, make_policy
+from sun.router.policy import POLICIES, LeastTokens, Partitioned, RoundRobin, make_policy, parse_owners
 
 WORKERS = ("decode_0", "decode_1", "decode_2", "decode_3")
 loads = st.dictionaries(st.sampled_from(WORKERS), st.integers(0, 5), min_size=1)
@@ -58,6 +58,11 @@ def test_partitioned_refuses_when_a_tasks_workers_are_not_in_the_pool():
         Partitioned({"a": ["decode_9"]}).pick("a", {"decode_0": 0})
 
 
+def test_a_task_without_owners_is_refused_when_every_worker_belongs_to_another():
+    with pytest.raises(ValueError, match="owners: task 'b' is not in it"):
+        Partitioned({"a": ["decode_0"]}).pick("b", {"decode_0": 0})
+
+
 def test_partitioned_leaves_its_callers_owners_alone():
     owners = {"a": ["decode_0"]}
     Partitioned(owners).pick("b", dict.fromkeys(WORKERS, 0))
@@ -74,3 +79,27 @@ def test_policies_are_made_by_name_and_unknown_names_are_refused_with_the_known(
 def test_two_policies_share_no_turns():
     load = dict.fromkeys(WORKERS, 0)
     assert make_policy("round_robin").pick("a", load) == make_policy("round_robin").pick("a", load)
+
+
+@given(st.permutations(WORKERS), st.integers(1, 3))
+def test_owners_are_read_as_written(workers, cut):
+    owners = {"a": workers[:cut], "b": workers[cut:]}
+    text = "  ".join(f"{task}={','.join(names)}" for task, names in owners.items())
+    assert parse_owners(text, WORKERS) == owners
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("a", "got 'a', expected task=worker"), ("=decode_0", "expected task=worker"), ("a=", "expected task=worker"), ("a=decode_0,", "expected task=worker"),
+    ("a=decode_9", "'decode_9' of task 'a' is not a worker; the workers are decode_0, decode_1"),
+    ("a=decode_0 a=decode_1", "task 'a' is named twice"), ("a=decode_0 b=decode_0", "worker 'decode_0' is named twice"),
+    ("a=decode_0,decode_0", "worker 'decode_0' is named twice"),
+])
+def test_owners_that_make_no_sense_are_refused_by_parameter(text, says):
+    with pytest.raises(ValueError, match="^owners: .*" + says):
+        make_policy("partitioned", text, WORKERS)
+
+
+def test_owners_are_for_the_partitioned_policy_alone():
+    with pytest.raises(ValueError, match="owners: needs policy partitioned, but policy is 'round_robin'"):
+        make_policy("round_robin", "a=decode_0", WORKERS)
+    assert make_policy("partitioned", "a=decode_3", WORKERS).pick("a", dict.fromkeys(WORKERS, 0)) == "decode_3"

@@ -43,6 +43,16 @@ def test_a_bad_parameter_is_refused_by_name_with_those_there_are(parameters, nam
         place(**parameters).settings(Settings)
 
 
+def test_a_folder_may_be_absolute_or_from_the_repositorys_parent_and_is_refused_by_parameter_if_missing(tmp_path):
+    (tmp_path / "own").mkdir()
+    it = place()
+    it.repository = tmp_path / "models"
+    assert it.folder("weights", "") is None
+    assert it.folder("weights", "own") == it.folder("weights", str(tmp_path / "own")) == tmp_path / "own"
+    with pytest.raises(ValueError, match=r"config\.pbtxt of decode_0: parameters: weights is 'gone'"):
+        it.folder("weights", "gone")
+
+
 @pytest.mark.parametrize("version", ["2.0.0", "2.1.3", "10.0"])
 def test_numpy_that_corrupts_tensors_is_refused(version):
     with pytest.raises(RuntimeError, match="numpy<2"):
