@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,17 +20,25 @@ PATH = RESULTS / "calibration.json"
 BATCHES = (1, 4, 8, 16, 32)
 CONTEXTS = (128, 256, 512)
 PROMPTS = (32, 64, 128, 256, 384, 512, 1024)
-STEPS = 4
+STEPS = 5
 ROUNDS = 3
 TOKEN_BUDGET = 512
 JOINING = 32  # most steps that a batch takes to be complete, its sequences joining one after the other
-PATIENCE_S = 120.0
 
 
-def measure_steps(fleet: LocalFleet, scheme: str, threads: int, batches=BATCHES, contexts=CONTEXTS, rounds: int = ROUNDS) -> list[StepRow]:
-    """Median ms of a decode worker's steps, sampling included, by batch and context.
+def clock_of(threads: int) -> Callable[[], float]:
+    """Seconds that nobody else's work on the machine counts in, as far as there are such: the simulation's workers have their cores to themselves.
 
-    Batches and contexts take turns, so that other load on the machine hits all alike. fleet: one worker with room for the largest batch.
+    With one thread a worker, where this process runs one worker at a time, CPU time; else what the clock on the wall says.
+    """
+    return time.process_time if threads == 1 else time.perf_counter
+
+
+def measure_steps(fleet: LocalFleet, scheme: str, threads: int, clock: Callable[[], float], batches=BATCHES, contexts=CONTEXTS,
+                  rounds: int = ROUNDS) -> list[StepRow]:
+    """Median ms of a decode worker's steps by batch and context, with sampling and reporting.
+
+    Batches and contexts take turns, so that other load on the machine hits all alike. fleet: with room for the largest batch on its first worker.
     """
     from sun_perf.simulation.costs import StepRow
 
@@ -38,37 +48,32 @@ def measure_steps(fleet: LocalFleet, scheme: str, threads: int, batches=BATCHES,
     times: dict[tuple[int, int], list[float]] = {(batch, context): [] for batch in batches for context in contexts}
     for _ in range(rounds):
         for (batch, context), kept in times.items():
-            kept += _full_steps(fleet, task, prompts[context], shipments[context], batch)
+            kept.append(_step_ms(fleet, task, prompts[context], shipments[context], batch, clock))
     return [StepRow(scheme, threads, batch, context, round(statistics.median(kept), 3)) for (batch, context), kept in times.items()]
 
 
-def _full_steps(fleet: LocalFleet, task: str, prompt: list[int], shipment: list[bytes], batch: int) -> list[float]:
-    """ms of ``STEPS`` steps of ``batch`` copies of one sequence, from when all of them have joined."""
+def _step_ms(fleet: LocalFleet, task: str, prompt: list[int], shipment: list[bytes], batch: int, clock: Callable[[], float]) -> float:
+    """Mean ms of ``STEPS`` steps of ``batch`` copies of one sequence, once all of them have joined."""
     from sun.decode.params import SamplingParams
     from sun.messages import Admit
 
-    engine = next(iter(fleet.decodes.values()))
-    before = engine.stats().step
+    worker, router = next(iter(fleet.decodes)), secrets.token_hex(8)
     params = SamplingParams(temperature=0, max_tokens=STEPS + JOINING, ignore_eos=True)
-    ids = [f"{before}-{i}" for i in range(batch)]
+    ids = [f"{router}-{i}" for i in range(batch)]
     for name in ids:
-        engine.admit(Admit(id=name, router="calibrate", task=task, prompt=prompt, params=params), shipment)
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        state = engine.stats(before)
-        full = [record.ms for record in state.steps if sum(record.tasks.values()) == batch]
-        if len(full) > STEPS:  # the first of them may have met the last pull
-            break
-        if time.monotonic() > until:
-            raise RuntimeError(f"the decode worker ran {len(full)} steps of {batch} sequences in {PATIENCE_S:g} s; the machine is too busy to measure")
-        time.sleep(0.005)
-    engine.abort(ids)
-    while engine.stats().running + engine.stats().waiting:
-        time.sleep(0.005)
-    return full[1 : STEPS + 1]
+        fleet.admit(worker, Admit(id=name, router=router, task=task, prompt=prompt, params=params), shipment)
+    full: list[float] = []
+    for step in fleet.listen(worker, router):
+        if len(step.events) == batch and len(full) < STEPS + 2:  # the first full one may have met the last pull
+            full.append(clock())
+            if len(full) == STEPS + 2:
+                fleet.abort(worker, ids)
+    if len(full) < STEPS + 2:
+        raise RuntimeError(f"sequences of {len(prompt)} tokens ended before {STEPS} steps of all {batch}; the worker's max_batch or kv_tokens is too small for them")
+    return 1e3 * (full[-1] - full[1]) / STEPS
 
 
-def measure_prefill(fleet: LocalFleet, threads: int, prompts=PROMPTS, rounds: int = ROUNDS) -> list[PrefillRow]:
+def measure_prefill(fleet: LocalFleet, threads: int, clock: Callable[[], float], prompts=PROMPTS, rounds: int = ROUNDS) -> list[PrefillRow]:
     """Median ms of prompts alone, by length, and of pulling their KV into a slot."""
     from sun_perf.simulation.costs import PrefillRow
 
@@ -77,11 +82,11 @@ def measure_prefill(fleet: LocalFleet, threads: int, prompts=PROMPTS, rounds: in
     fleet.prefill(task, [1] * min(prompts))  # warms up
     for _ in range(rounds):
         for tokens, kept in times.items():
-            started = time.perf_counter()
+            started = clock()
             shipment = fleet.prefill(task, [1] * tokens)
-            published = time.perf_counter()
+            published = clock()
             _pull(fleet, shipment)
-            kept.append((published - started, time.perf_counter() - published))
+            kept.append((published - started, clock() - published))
     return [
         PrefillRow(threads, tokens, *(round(1e3 * statistics.median(column), 3) for column in zip(*kept, strict=True)))
         for tokens, kept in times.items()]
@@ -124,8 +129,8 @@ def main() -> None:
     room = max(BATCHES) * (max(CONTEXTS) + STEPS + JOINING)
     fleet = LocalFleet(root.base, {folder.parent.name.removeprefix("prefill_"): folder}, kv_tokens=room, token_budget=TOKEN_BUDGET, max_batch=max(BATCHES), scheme=args.scheme)
     try:
-        prefill = measure_prefill(fleet, args.threads)
-        steps = read(args.steps, Steps).steps if args.steps else measure_steps(fleet, args.scheme, args.threads)
+        prefill = measure_prefill(fleet, args.threads, clock_of(args.threads))
+        steps = read(args.steps, Steps).steps if args.steps else measure_steps(fleet, args.scheme, args.threads, clock_of(args.threads))
     finally:
         fleet.close()
     made = Calibration(machine=machine(), commit=commit(root.path), steps=steps, prefill=prefill, token_budget=TOKEN_BUDGET)
