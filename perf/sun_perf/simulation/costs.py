@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import msgspec
@@ -60,7 +60,7 @@ class StepTime:
     bases: tuple[float, ...]
     per_token: float
     fit: Fit
-    _table: list[float] = field(default_factory=list, repr=False, compare=False)
+    _table: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def from_rows(cls, rows: Sequence[StepRow]) -> StepTime:
@@ -86,6 +86,10 @@ class StepTime:
         while len(self._table) <= batch:
             self._table.append(self._interpolate(len(self._table)))
         return self._table[batch]
+
+    def scaled(self, factor: float) -> StepTime:
+        """Steps that take ``factor`` times as long."""
+        return replace(self, bases=tuple(factor * base for base in self.bases), per_token=factor * self.per_token)
 
     def _interpolate(self, batch: int) -> float:
         spans = list(pairwise(zip(self.batches, self.bases, strict=True)))
@@ -127,6 +131,10 @@ class PrefillTime:
     def alone(self, tokens: int, budget: int) -> float:
         """A prompt of ``tokens`` that shares no pass, ms."""
         return sum(self.ms([chunk]) for chunk in passes(tokens, budget))
+
+    def scaled(self, factor: float) -> PrefillTime:
+        """Passes and pulls that take ``factor`` times as long."""
+        return PrefillTime(*(factor * value for value in (self.per_pass, self.per_token, self.per_pair, self.pull_per_token)), self.fit)
 
     def pull(self, tokens: int) -> float:
         """ms until a decode worker has checked the KV of ``tokens`` and has it in its slot."""
