@@ -8,6 +8,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,24 +20,36 @@ RESULTS = Path(__file__).resolve().parents[1] / "results"
 PATH = RESULTS / "calibration.json"
 BATCHES = (1, 4, 8, 16, 32)
 CONTEXTS = (128, 256, 512)
-PROMPTS = (32, 64, 128, 256, 384, 512, 1024)
+PROMPTS = (32, 64, 128, 256, 512)
 STEPS = 5
-ROUNDS = 3
+ROUNDS = 2
 TOKEN_BUDGET = 512
 JOINING = 32  # most steps that a batch takes to be complete, its sequences joining one after the other
 
 
-def clock_of(threads: int) -> Callable[[], float]:
-    """Seconds that nobody else's work on the machine counts in, as far as there are such: the simulation's workers have their cores to themselves.
+@dataclass(frozen=True)
+class Watch:
+    """How times are taken: the clock, in seconds, and which of several rounds counts."""
 
-    With one thread a worker, where this process runs one worker at a time, CPU time; else what the clock on the wall says.
+    clock: Callable[[], float]
+    of: Callable[[list[float]], float]
+
+
+AS_IT_IS = Watch(time.perf_counter, statistics.median)
+
+
+def undisturbed(threads: int) -> Watch:
+    """Leaves out, as far as that goes, what others do on the machine: the simulation's workers have their cores to themselves.
+
+    Disturbance only lengthens, so the shortest round counts. With one thread a worker, and one worker at a time at work, CPU time
+    leaves out when others ran instead.
     """
-    return time.process_time if threads == 1 else time.perf_counter
+    return Watch(time.process_time if threads == 1 else time.perf_counter, min)
 
 
-def measure_steps(fleet: LocalFleet, scheme: str, threads: int, clock: Callable[[], float], batches=BATCHES, contexts=CONTEXTS,
+def measure_steps(fleet: LocalFleet, scheme: str, threads: int, watch: Watch, batches=BATCHES, contexts=CONTEXTS,
                   rounds: int = ROUNDS) -> list[StepRow]:
-    """Median ms of a decode worker's steps by batch and context, with sampling and reporting.
+    """ms of a decode worker's steps by batch and context, with sampling and reporting.
 
     Batches and contexts take turns, so that other load on the machine hits all alike. fleet: with room for the largest batch on its first worker.
     """
@@ -48,8 +61,8 @@ def measure_steps(fleet: LocalFleet, scheme: str, threads: int, clock: Callable[
     times: dict[tuple[int, int], list[float]] = {(batch, context): [] for batch in batches for context in contexts}
     for _ in range(rounds):
         for (batch, context), kept in times.items():
-            kept.append(_step_ms(fleet, task, prompts[context], shipments[context], batch, clock))
-    return [StepRow(scheme, threads, batch, context, round(statistics.median(kept), 3)) for (batch, context), kept in times.items()]
+            kept.append(_step_ms(fleet, task, prompts[context], shipments[context], batch, watch.clock))
+    return [StepRow(scheme, threads, batch, context, round(watch.of(kept), 3)) for (batch, context), kept in times.items()]
 
 
 def _step_ms(fleet: LocalFleet, task: str, prompt: list[int], shipment: list[bytes], batch: int, clock: Callable[[], float]) -> float:
@@ -73,8 +86,8 @@ def _step_ms(fleet: LocalFleet, task: str, prompt: list[int], shipment: list[byt
     return 1e3 * (full[-1] - full[1]) / STEPS
 
 
-def measure_prefill(fleet: LocalFleet, threads: int, clock: Callable[[], float], prompts=PROMPTS, rounds: int = ROUNDS) -> list[PrefillRow]:
-    """Median ms of prompts alone, by length, and of pulling their KV into a slot."""
+def measure_prefill(fleet: LocalFleet, threads: int, watch: Watch, prompts=PROMPTS, rounds: int = ROUNDS) -> list[PrefillRow]:
+    """ms of prompts alone, by length, and of pulling their KV into a slot."""
     from sun_perf.simulation.costs import PrefillRow
 
     task = next(iter(fleet.prefills))
@@ -82,13 +95,13 @@ def measure_prefill(fleet: LocalFleet, threads: int, clock: Callable[[], float],
     fleet.prefill(task, [1] * min(prompts))  # warms up
     for _ in range(rounds):
         for tokens, kept in times.items():
-            started = clock()
+            started = watch.clock()
             shipment = fleet.prefill(task, [1] * tokens)
-            published = clock()
+            published = watch.clock()
             _pull(fleet, shipment)
-            kept.append((published - started, clock() - published))
+            kept.append((published - started, watch.clock() - published))
     return [
-        PrefillRow(threads, tokens, *(round(1e3 * statistics.median(column), 3) for column in zip(*kept, strict=True)))
+        PrefillRow(threads, tokens, *(round(1e3 * watch.of(column), 3) for column in zip(*kept, strict=True)))
         for tokens, kept in times.items()]
 
 
@@ -129,8 +142,8 @@ def main() -> None:
     room = max(BATCHES) * (max(CONTEXTS) + STEPS + JOINING)
     fleet = LocalFleet(root.base, {folder.parent.name.removeprefix("prefill_"): folder}, kv_tokens=room, token_budget=TOKEN_BUDGET, max_batch=max(BATCHES), scheme=args.scheme)
     try:
-        prefill = measure_prefill(fleet, args.threads, clock_of(args.threads))
-        steps = read(args.steps, Steps).steps if args.steps else measure_steps(fleet, args.scheme, args.threads, clock_of(args.threads))
+        prefill = measure_prefill(fleet, args.threads, undisturbed(args.threads))
+        steps = read(args.steps, Steps).steps if args.steps else measure_steps(fleet, args.scheme, args.threads, undisturbed(args.threads))
     finally:
         fleet.close()
     made = Calibration(machine=machine(), commit=commit(root.path), steps=steps, prefill=prefill, token_budget=TOKEN_BUDGET)

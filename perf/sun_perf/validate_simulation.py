@@ -122,7 +122,7 @@ def main() -> None:
     from sun.router.tasks import TaskRegistry
     from sun.text.prompt import PromptFormat
     from sun_client.root import Root
-    from sun_perf.calibrate import measure_prefill, measure_steps
+    from sun_perf.calibrate import AS_IT_IS, measure_prefill, measure_steps
     from sun_perf.machine import commit, machine
     from sun_perf.simulation.costs import PrefillTime, StepTime
     from sun_perf.simulation.fleet import Fleet, Limits
@@ -143,7 +143,7 @@ def main() -> None:
     router = Router(fleet, list(fleet.decodes), registry, prompts, LeastTokens(), [])
 
     def times() -> tuple[list, list]:
-        return measure_steps(fleet, "fp32", 1, time.perf_counter, BATCHES, CONTEXTS, rounds=2), measure_prefill(fleet, 1, time.perf_counter, PROMPTS)
+        return measure_steps(fleet, "fp32", 1, AS_IT_IS, BATCHES, CONTEXTS), measure_prefill(fleet, 1, AS_IT_IS, PROMPTS)
 
     try:
         before = times()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from sun.router.router import Router
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.base import build_base
-from sun_perf.calibrate import clock_of, measure_prefill, measure_steps
+from sun_perf.calibrate import AS_IT_IS, measure_prefill, measure_steps, undisturbed
 from sun_perf.simulation.costs import PrefillTime, StepTime
 from sun_perf.simulation.fleet import Fleet, Limits
 from sun_perf.simulation.traffic import Request
@@ -42,9 +41,9 @@ def fleet(place):
 
 
 def test_a_calibration_measures_every_batch_and_context_and_leaves_nothing_behind(fleet):
-    steps = measure_steps(fleet, "fp32", 1, clock_of(1), batches=(1, 4), contexts=(8, 64), rounds=1)
+    steps = measure_steps(fleet, "fp32", 1, undisturbed(1), batches=(1, 4), contexts=(8, 64), rounds=1)
     assert [(row.batch, row.context) for row in steps] == [(1, 8), (1, 64), (4, 8), (4, 64)] and all(row.ms > 0 for row in steps)
-    prefill = measure_prefill(fleet, 1, clock_of(1), prompts=(8, 16, 32), rounds=1)
+    prefill = measure_prefill(fleet, 1, undisturbed(1), prompts=(8, 16, 32), rounds=1)
     assert [row.tokens for row in prefill] == [8, 16, 32] and all(row.ms > 0 and row.pull_ms > 0 for row in prefill)
     StepTime.from_rows(steps), PrefillTime.from_rows(prefill, 512)
     engine = fleet.decodes["decode_0"]
@@ -53,7 +52,7 @@ def test_a_calibration_measures_every_batch_and_context_and_leaves_nothing_behin
 
 def test_a_batch_larger_than_the_worker_takes_is_an_error(fleet):
     with pytest.raises(RuntimeError, match="max_batch or kv_tokens"):
-        measure_steps(fleet, "fp32", 1, time.perf_counter, batches=(9,), contexts=(8,), rounds=1)
+        measure_steps(fleet, "fp32", 1, AS_IT_IS, batches=(9,), contexts=(8,), rounds=1)
 
 
 def test_a_real_run_is_compared_number_by_number(place, fleet):
