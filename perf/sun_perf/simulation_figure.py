@@ -21,8 +21,8 @@ from sun_perf.simulation.traffic import Lognormal, Traffic, named, zipf
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ALPHAS = (0.0, 0.8, 1.2, 2.0)
 TASKS = (2, 4, 8, 16, 32, 64, 128, 256)
-RATE_PER_TASK = 0.25
-RATES = (0.05, 0.125, 0.25, 0.5, 1.0, 2.0)
+RATE_PER_TASK = 0.125
+RATES = (0.03125, 0.0625, 0.125, 0.25, 0.5)
 TASKS_BY_RATE = 32
 LENGTHS = (Lognormal("prompt", 150, 350), Lognormal("output", 48, 110))
 MAX_TOKENS = 128

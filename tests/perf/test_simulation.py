@@ -118,7 +118,7 @@ def test_a_saturated_worker_gives_a_full_batch_a_step():
 def test_waiting_is_that_of_an_m_d_1_queue():
     """Batches of one and steps of one time: mean wait = load * service / (2 * (1 - load)), Pollaczek and Khinchine."""
     service, load = 100.0, 0.6
-    outcome = Fleet(CONSTANT, INSTANT, Limits(max_batch=1), 1).run(poisson(load / 0.1, 40_000, output=10))
+    outcome = Fleet(CONSTANT, INSTANT, Limits(max_batch=1), 1).run(poisson(load / 0.1, 20_000, output=10))
     assert outcome.decode_busy[0] == pytest.approx(load, rel=0.02)
     assert outcome.ttfts.mean() - 10.0 == pytest.approx(load * service / (2 * (1 - load)), rel=0.05)
 
