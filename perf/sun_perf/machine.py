@@ -19,7 +19,7 @@ def machine() -> dict[str, str | int]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "cpu": name, "cpus": os.cpu_count() or 1, "threads": torch.get_num_threads(), "gpu": gpu,
-        "python": platform.python_version(), "torch": torch.__version__,
+        "python": platform.python_version(), "torch": str(torch.__version__),  # a class of its own otherwise, which not every encoder takes
     }
 
 
