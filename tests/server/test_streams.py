@@ -9,19 +9,23 @@ from tests.server.conftest import GREEDY, REPO
 from tests.server.reference import Reference
 
 PROMPT = "Count from one to twenty in words."
-WILD = {"temperature": 4.0, "seed": 11, "max_tokens": 120, "ignore_eos": True}
+WILD = {"temperature": 4.0, "max_tokens": 60, "ignore_eos": True}
 """Hot enough to draw parts of characters from all over the vocabulary."""
 
 
 def test_pieces_join_to_the_final_text_for_multi_byte_output(client):
     from transformers import AutoTokenizer
 
-    whole = client.generate("identity", PROMPT, sampling=WILD)
-    pieces = list(client.stream("identity", PROMPT, sampling=WILD))
-    assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
-    assert "".join(piece.text for piece in pieces) == whole.text
-    assert whole.text == AutoTokenizer.from_pretrained(REPO / "build" / "base").decode(whole.token_ids, skip_special_tokens=True)
-    assert any(ord(c) > 0xFF and c != "\ufffd" for c in whole.text), "the sample should have characters of several bytes"
+    tokenizer, texts = AutoTokenizer.from_pretrained(REPO / "build" / "base"), []
+    for seed in range(4):
+        whole = client.generate("identity", PROMPT, sampling={**WILD, "seed": seed})
+        pieces = list(client.stream("identity", PROMPT, sampling={**WILD, "seed": seed}))
+        assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
+        assert "".join(piece.text for piece in pieces) == whole.text
+        assert whole.text == tokenizer.decode(whole.token_ids, skip_special_tokens=True)
+        texts.append(whole.text)
+    # Which seed draws them depends on the last bit of a logit, and so on the CPU.
+    assert any(ord(c) > 0xFF and c != "\ufffd" for c in "".join(texts)), "the samples should have characters of several bytes"
 
 
 def test_the_first_token_arrives_before_the_last_is_computed(client):
