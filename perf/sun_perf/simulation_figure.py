@@ -57,7 +57,7 @@ def draw(points: list[dict[str, float]], path: Path) -> None:
         axes.set(title="uniform mix" if alpha == 0 else f"Zipf, alpha {alpha:g}", xlabel="tasks", ylim=(0, None))
         by_twos(axes, TASKS)
     panels[0].set_ylabel("requests/s a decode worker,\nSLO met")
-    panels[0].legend(frameon=False, fontsize=8)
+    upper.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     left, right = lower.subplots(1, 2)
     for shade, alpha in zip(("#9cc5a1", "#49a078", "#216869", "#1f2421"), ALPHAS, strict=True):
         for axes, key, at in ((left, "tasks", by_tasks), (right, "rate_per_task", [p for p in points if p["tasks"] == TASKS_BY_RATE])):
