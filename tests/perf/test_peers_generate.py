@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from sun.text.prompt import PromptSettings
+from sun_build.base import build_base
 from sun_client.root import Root
 from sun_perf.peers.batched import Batched
 from sun_perf.peers.generate import make
 from sun_perf.peers.prompts import TASKS, Prompts
 from sun_perf.peers.system import Place
-from sun.text.prompt import PromptSettings
-from sun_build.base import build_base
 from tests.unit import tiny
 
 TOKENS = 6
@@ -29,7 +29,7 @@ def root(tmp_path_factory) -> Root:
     return Root(path)
 
 
-@pytest.mark.parametrize("mode", ["separate", "mixed"])
+@pytest.mark.parametrize("mode", ["separate", "mixed", "continuous"])
 def test_every_row_is_its_own_models_answer(root, mode):
     adapters = {task: root.shipped / task if (root.shipped / task).is_dir() else None for task in TASKS}
     rows = [(task, list(range(1, 5 + 3 * i))) for i, task in enumerate([*TASKS, TASKS[0]])]

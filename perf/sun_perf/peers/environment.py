@@ -17,6 +17,13 @@ PINS = {
 }
 """Peer -> what pip installs for it; nothing: it runs in the project's environment."""
 
+UNWANTED = {
+    # For pictures and sound only. PyPI's wheels of them are made for torch's CUDA build; beside the CPU build their import fails
+    # ("operator torchvision::nms does not exist"), and vLLM's with it.
+    "vllm": ("torchvision", "torchaudio", "torchcodec"),
+}
+"""Peer -> what pip installs along with it and is to be removed again."""
+
 
 def check_peer(peer: str) -> None:
     """Raise ValueError unless it is one of `PINS`."""
@@ -51,7 +58,11 @@ class Environment:
         if self.missing is None:
             return
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(self.folder)], check=True)
-        done = subprocess.run([self.python, "-m", "pip", "--disable-pip-version-check", "install", "--only-binary", ":all:", *self.pins])
-        if done.returncode:
-            raise SunError(f"{self.peer}: pip could not install {', '.join(self.pins)}; its reason is above")
+        self._pip("install", "--only-binary", ":all:", *self.pins)
+        if unwanted := UNWANTED.get(self.peer):
+            self._pip("uninstall", "--yes", *unwanted)
         self._stamp.write_text("\n".join(self.pins))
+
+    def _pip(self, *words: str) -> None:
+        if subprocess.run([self.python, "-m", "pip", "--disable-pip-version-check", *words]).returncode:
+            raise SunError(f"{self.peer}: pip {' '.join(words)} failed; its reason is above")

@@ -10,15 +10,18 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 MODES = ("separate", "mixed", "continuous")
 BASE = "__base__"
 """peft's name for no adapter."""
+PAGE, BATCH_TOKENS = 64, 512
+"""Of continuous batching: tokens of a page of its cache, tokens of a pass."""
 Row = tuple[str, list[int]]
 """A task and a prompt's token ids."""
 
@@ -33,10 +36,10 @@ def make(mode: str, base: Path, adapters: dict[str, Path | None]) -> Callable[[l
     if mode == "mixed":
         model = _base(base)
         for task, adapter in adapters.items():
-            if adapter is not None:
-                model = (
-                    model.load_adapter(adapter, task) and model if isinstance(model, PeftModel)
-                    else PeftModel.from_pretrained(model, adapter, task))
+            if isinstance(model, PeftModel) and adapter is not None:
+                model.load_adapter(adapter, task)
+            elif adapter is not None:
+                model = PeftModel.from_pretrained(model, adapter, task)
         names = {task: task if adapter else BASE for task, adapter in adapters.items()}
         return lambda rows, tokens: batch(model, [ids for _, ids in rows], tokens, adapter_names=[names[task] for task, _ in rows])
     models = {task: _base(base) if adapter is None else PeftModel.from_pretrained(_base(base), adapter).merge_and_unload()
@@ -67,10 +70,11 @@ def batch(model, prompts: list[list[int]], tokens: int, **more) -> list[list[int
 
 def continuous(model, prompts: list[list[int]], tokens: int) -> list[list[int]]:
     """transformers' own continuous batching over a paged cache."""
-    outputs = model.generate_batch(inputs=prompts, generation_config=_greedy(tokens), progress_bar=False)
-    # By request id ("req_7"), in the order in which they were added.
-    ordered = sorted(outputs.values(), key=lambda output: int(output.request_id.rpartition("_")[2]))
-    return [list(output.generated_tokens) for output in ordered]
+    # Left alone it would take nearly all of the machine's memory for its cache, and fill it with zeros, at each call.
+    pages = sum(-(-(len(prompt) + tokens) // PAGE) for prompt in prompts)
+    settings = ContinuousBatchingConfig(page_size=PAGE, num_blocks=pages + len(prompts), max_batch_tokens=max(BATCH_TOKENS, len(prompts)))
+    outputs = model.generate_batch(prompts, _greedy(tokens), settings, warmup=False)
+    return [list(output.generated_tokens) for output in outputs.values()]
 
 
 def _base(base: Path):
@@ -94,7 +98,9 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        made = answer([(task, ids) for task, ids in asked["rows"]], asked["tokens"])
+        # What a library prints must not come between the lines.
+        with redirect_stdout(sys.stderr):
+            made = answer([(task, ids) for task, ids in asked["rows"]], asked["tokens"])
         print(json.dumps([len(row) for row in made]), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""vLLM's CPU build: one server with an adapter a task, or one a task with weights of its own."""
+"""vLLM's CPU build: one server, the adapters by their tasks' names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KV_GB = 1
 
 
 class Vllm(HttpSystem):
-    """One server, float32, each task's adapter by its name."""
+    """One server in float32; a request names the task as its model."""
 
     peer = "vllm"
 
@@ -28,8 +28,9 @@ class Vllm(HttpSystem):
         """Serve."""
         port = self.place.port + PORT
         adapters = {task: self.place.adapter(task) for task in TASKS if self.place.adapter(task)}
+        # Not `vllm serve`: this wheel's command looks its version up under a name that it is not installed by, and fails.
         command = [
-            str(self.environment.folder / "bin" / "vllm"), "serve", str(self.place.root.base), "--host", "127.0.0.1", "--port", str(port),
+            self.environment.python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.place.root.base), "--host", "127.0.0.1", "--port", str(port),
             "--served-model-name", *(task for task in TASKS if task not in adapters), "--dtype", "float32", "--max-model-len", str(CONTEXT),
             "--max-num-seqs", str(self.place.most), "--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(RANK),
             "--lora-modules", *(f"{task}={folder}" for task, folder in adapters.items())]
