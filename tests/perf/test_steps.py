@@ -7,6 +7,8 @@ import json
 import pytest
 
 from sun.model.loading import load_decode
+from sun.text.prompt import PromptSettings
+from sun_build.base import build_base
 from sun_perf import steps
 from sun_perf.floor import Machine, floor_ms
 from tests.unit import tiny
@@ -14,8 +16,15 @@ from tests.unit import tiny
 LIMITS = Machine(1, read_gb_s=10.0, fp32_gflop_s=100.0, int8_gflop_s=200.0)
 
 
-def test_a_run_writes_every_scheme_and_batch(bases):
-    made = json.loads(json.dumps(steps.report(bases("llama"), ["fp32", "int8"], 1, batches=(1, 3), rounds=1)))
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("steps")
+    build_base(str(tiny.checkpoint(folder / "source")), folder / "base", PromptSettings())
+    return folder / "base"
+
+
+def test_a_run_writes_every_scheme_and_batch(base_dir):
+    made = json.loads(json.dumps(steps.report(base_dir, ["fp32", "int8"], 1, batches=(1, 3), rounds=1)))
     assert [(row["scheme"], row["batch"]) for row in made["steps"]] == [(s, b) for s in (steps.PLAIN, "fp32", "int8") for b in (1, 3)]
     assert all(row["ms"] > 0 for row in made["steps"])
     assert made["qsun_scheme"] == "int8" and set(made["qsun_over_sun"]) == {"1", "3"}
@@ -28,8 +37,8 @@ def test_the_ratio_is_of_rounds_not_of_medians():
     assert steps.ratio(times, "a", "b", 1) == 2.0
 
 
-def test_the_floor_is_bytes_at_one_sequence_and_products_at_many(bases):
-    _, model = load_decode(bases("llama"))
+def test_the_floor_is_bytes_at_one_sequence_and_products_at_many(base_dir):
+    _, model = load_decode(base_dir)
     size, hidden, inner = tiny.VOCAB, tiny.SIZE["hidden_size"], tiny.SIZE["intermediate_size"]
     weights = size * hidden + 2 * (hidden * hidden * 3 + 3 * hidden * inner)
     kv = 100 * 2 * 2 * 2 * 12 * 4 / 10e9

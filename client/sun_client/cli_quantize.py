@@ -1,0 +1,63 @@
+"""`sun quantize`: which number format the decode workers run, what it loses and what it gains."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sun_client.cli_options import RootOption
+
+AUTO = "auto"
+PARAMETER = re.compile(r'parameters\s*\{\s*key:\s*"scheme"\s*value\s*\{\s*string_value:\s*"[^"]*"\s*\}\s*\}\n?')
+
+
+def quantize(
+    scheme: Annotated[str, typer.Option(help="fp32, int8, int4, nf4, or auto: the fastest here at --batch.")] = AUTO,
+    batch: Annotated[int, typer.Option(min=1, max=256, help="Sequences that a worker usually decodes at once.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a worker.")] = 1,
+    text: Annotated[Path | None, typer.Option(help="A text file of your kind of traffic to measure the loss on. Default: a page that comes along.", show_default=False)] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the loss, layer by layer, to this JSON file.", show_default=False)] = None,
+    apply: Annotated[bool, typer.Option("--apply", help="Set it in the config.pbtxt of every decode worker; the server takes it at its next start.")] = False,
+    root: RootOption = None,
+) -> None:
+    """Measure a low-bit decode module (QSUN): step times, agreement with float32, error by layer; --apply makes workers run it."""
+    import msgspec
+
+    from sun.model.calibration import TEXT
+    from sun.model.quantise import FULL, check_scheme
+    from sun_build import quantisation
+    from sun_client import show
+    from sun_client.root import Root
+
+    place = Root.find(root)
+    place.manifest()
+    ids = quantisation.ids_of(place.base, TEXT if text is None else text.read_text())
+    if scheme != AUTO:
+        check_scheme(scheme)
+    with show.working("timing decode steps"):
+        times = quantisation.step_ms(place.base, batch, threads)
+    for name, ms in times.items():
+        print(f"{name:5} {ms:7.1f} ms a step of {batch}, {times[FULL] / ms:4.2f} x fp32")
+    chosen = min(times, key=times.get) if scheme == AUTO else scheme
+    print(f"{chosen}: {'the fastest at this batch' if scheme == AUTO else 'as asked for'}.")
+    with show.working("measuring the loss"):
+        lost = quantisation.loss(place.base, chosen, ids)
+    print(f"Against fp32 on {lost.tokens} tokens: the same next token for {lost.top1:.1%}, KL {lost.kl:.4f}, "
+          f"perplexity {lost.perplexity:.2f} (fp32 {lost.full_perplexity:.2f}).")
+    worst = sorted(lost.layers.items(), key=lambda item: -item[1])[:3]
+    print("Largest errors: " + ", ".join(f"{name} {error:.1%}" for name, error in worst) + ".")
+    if report is not None:
+        report.write_bytes(msgspec.json.format(msgspec.json.encode(lost.as_dict()), indent=1) + b"\n")
+    if apply:
+        for config in sorted(place.models.glob("decode_*/config.pbtxt")):
+            set_scheme(config, chosen)
+            print(f"{config}: scheme {chosen}")
+
+
+def set_scheme(config: Path, scheme: str) -> None:
+    """Write the parameter ``scheme`` into a decode worker's config.pbtxt, in place of an earlier one."""
+    kept = PARAMETER.sub("", config.read_text()).rstrip("\n")
+    config.write_text(f'{kept}\nparameters {{ key: "scheme" value {{ string_value: "{scheme}" }} }}\n')
