@@ -55,7 +55,8 @@ def plan(
     from sun_perf.simulation.outcome import Slo
     from sun_perf.simulation.plan import Demand
     from sun_perf.simulation.plan import plan as search
-    from sun_perf.simulation.traffic import Lognormal, Traffic, named, read_lengths, zipf
+    from sun_perf.simulation.traffic import Lognormal, Traffic, named, read_lengths
+    from sun_perf.workload import zipf
 
     if mode not in MODES:
         raise ValueError(f"--mode: got {mode!r}, expected one of {', '.join(MODES)}")

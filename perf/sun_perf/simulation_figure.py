@@ -16,7 +16,8 @@ from sun_perf.simulation.calibration import Calibration
 from sun_perf.simulation.fleet import Limits
 from sun_perf.simulation.outcome import Slo
 from sun_perf.simulation.plan import Demand, plan
-from sun_perf.simulation.traffic import Lognormal, Traffic, named, zipf
+from sun_perf.simulation.traffic import Lognormal, Traffic, named
+from sun_perf.workload import zipf
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ALPHAS = (0.0, 0.8, 1.2, 2.0)

@@ -126,7 +126,8 @@ def main() -> None:
     from sun_perf.machine import commit, machine
     from sun_perf.simulation.costs import PrefillTime, StepTime
     from sun_perf.simulation.fleet import Fleet, Limits
-    from sun_perf.simulation.traffic import Lognormal, Request, Traffic, zipf
+    from sun_perf.simulation.traffic import Lognormal, Request, Traffic
+    from sun_perf.workload import zipf
 
     root = Root.find()
     registry, prompts = TaskRegistry(root.models), PromptFormat.load(root.base, BaseManifest.load(root.base).prompt)

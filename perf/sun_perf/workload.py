@@ -48,7 +48,7 @@ class Request:
 def zipf(count: int, alpha: float) -> list[float]:
     """Shares of ``count`` tasks, the most popular first: the k-th has a share in proportion to k^-alpha; 0 is uniform."""
     if count < 1 or not 0 <= alpha < math.inf:
-        raise ValueError(f"zipf: needs at least one task and alpha >= 0, got {count} and {alpha}")
+        raise ValueError(f"tasks: needs at least one task and alpha of at least 0, got {count} and {alpha}")
     weights = np.arange(1, count + 1, dtype=float) ** -alpha
     return (weights / weights.sum()).tolist()
 

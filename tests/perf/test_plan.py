@@ -16,7 +16,8 @@ from sun_perf.simulation.costs import Fit, PrefillTime, StepTime, passes
 from sun_perf.simulation.fleet import Limits
 from sun_perf.simulation.outcome import Slo
 from sun_perf.simulation.plan import Demand, Unreachable, allot, plan
-from sun_perf.simulation.traffic import Lognormal, Traffic, named, zipf
+from sun_perf.simulation.traffic import Lognormal, Traffic, named
+from sun_perf.workload import zipf
 
 EXACT = Fit(0, 0.0, 0.0)
 STEPS = StepTime((1, 8), (20.0, 34.0), 0.005, EXACT)

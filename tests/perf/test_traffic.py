@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from sun_perf.simulation.traffic import Lengths, Lognormal, Traffic, named, read_lengths, zipf
+from sun_perf.simulation.traffic import Lengths, Lognormal, Traffic, named, read_lengths
+from sun_perf.workload import zipf
 
 CONSTANT = (Lognormal("prompt", 10, 10), Lognormal("output", 5, 5))
 
@@ -33,11 +34,6 @@ def test_measured_lengths_stay_together_and_belong_to_their_task(tmp_path):
     assert {(r.prompt, r.output) for r in asked if r.task == "a"} == {(100, 8)}  # cut at max_tokens
     assert {(r.prompt, r.output) for r in asked if r.task == "b"} == {(100, 8), (7, 3)}
     assert read_lengths(path)[1] == Lengths(7, 3)
-
-
-def test_zipf_shares():
-    assert zipf(4, 0) == [0.25] * 4
-    assert zipf(3, 1) == pytest.approx([6 / 11, 3 / 11, 2 / 11])
 
 
 @pytest.mark.parametrize("line, message", [

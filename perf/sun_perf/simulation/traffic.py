@@ -99,14 +99,6 @@ class Traffic:
         return [min(row.num_input_tokens, self.max_prompt) for row in rows], [min(row.num_output_tokens, self.max_tokens) for row in rows]
 
 
-def zipf(count: int, alpha: float) -> list[float]:
-    """Shares of ``count`` tasks, the most popular first: the k-th has a share in proportion to k^-alpha; 0 is uniform."""
-    if count < 1 or not 0 <= alpha < math.inf:
-        raise ValueError(f"tasks: needs at least one task and alpha of at least 0, got {count} and {alpha}")
-    weights = np.arange(1, count + 1, dtype=float) ** -alpha
-    return (weights / weights.sum()).tolist()
-
-
 def named(shares: Sequence[float]) -> dict[str, float]:
     """Tasks without names: task_0 and so on."""
     return {f"task_{i}": share for i, share in enumerate(shares)}
