@@ -59,9 +59,12 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cpus])
         place = Place(root, runs, args.port, args.cpus, max(args.concurrency))
         with interruptible():
-            measure(place, variants, Load(sorted(args.concurrency), args.tokens, args.rounds), args.out or root.path / "perf" / "results" / "peers.json")
+            out = args.out or root.path / "perf" / "results" / "peers.json"
+            measure(place, variants, Load(sorted(args.concurrency), args.tokens, args.rounds), out)
     except (SunError, ValueError, RuntimeError) as error:
         parser.exit(1, f"peers: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "peers: interrupted; everything that was started is stopped\n")
 
 
 def measure(place: Place, variants: list[Variant], load: Load, out: Path) -> None:

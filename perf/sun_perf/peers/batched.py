@@ -33,7 +33,8 @@ class Batched(System):
 
     def start(self) -> None:
         """Start the worker and wait until its models are loaded."""
-        command = [sys.executable, "-m", "sun_perf.peers.generate", "--mode", self.mode, "--base", str(self.place.root.base), "--threads", str(self.place.threads)]
+        command = [sys.executable, "-m", "sun_perf.peers.generate", "--mode", self.mode, "--base", str(self.place.root.base)]
+        command += ["--threads", str(self.place.threads)]
         for task in TASKS:
             command += ["--task", task, str(self.place.adapter(task) or "")]
         self._child = Child(command, self.place.runs / self.peer / f"{self.mode}.log", ALLOCATOR, pipes=True)

@@ -60,8 +60,11 @@ def draw(found: Sequence[dict], path: Path) -> None:
         for row_set, name in _lines(here):
             variant = VARIANTS.get(name)
             points = sorted((count, max(values)) for count, values in row_set.items())
-            axes.plot(*zip(*points, strict=True), marker="o", linewidth=2.6 if variant is None else 1.4, color="#d1495b" if variant is None else None,
-                      linestyle=":" if variant is not None and variant.reference else "-", label=f"SUN on Triton, {scheme}" if variant is None else variant.title)
+            if variant is None:
+                style = {"linewidth": 2.6, "color": "#d1495b", "label": f"SUN on Triton, {scheme}"}
+            else:
+                style = {"linewidth": 1.4, "linestyle": ":" if variant.reference else "-", "label": variant.title}
+            axes.plot(*zip(*points, strict=True), marker="o", **style)
         axes.set(xlabel="requests at once, four tasks mixed", xticks=counts, title=f"decode module in {scheme}")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
