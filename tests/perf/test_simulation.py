@@ -13,7 +13,8 @@ from sun_perf.simulation.costs import Fit, PrefillTime, StepTime
 from sun_perf.simulation.fleet import Fleet, Limits
 from sun_perf.simulation.leap import Leap
 from sun_perf.simulation.outcome import Slo
-from sun_perf.simulation.traffic import Lognormal, Request, Traffic, named, zipf
+from sun_perf.simulation.traffic import Lognormal, Request, Traffic, named
+from sun_perf.workload import zipf
 
 EXACT = Fit(0, 0.0, 0.0)
 CONSTANT = StepTime((1, 2), (10.0, 10.0), 0.0, EXACT)
