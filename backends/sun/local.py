@@ -11,7 +11,7 @@ from sun.decode.kv_pool import KVPool
 from sun.handoff.inline import Inline
 from sun.handoff.transport import Transport
 from sun.messages import Ack, Admit, StepEvents
-from sun.model.loading import load_decode, load_prefill, task_digest
+from sun.model.loading import load_decode, load_prefill
 from sun.model.quantise import FULL
 from sun.prefill.engine import PrefillEngine
 
@@ -35,8 +35,7 @@ class LocalFleet:
         self.decodes: dict[str, DecodeEngine] = {}
         for i in range(workers):
             pool = KVPool(base.geometry, kv_tokens)
-            self.decodes[f"decode_{i}"] = DecodeEngine(
-                base, CpuExecutor(model, pool, threads or 1), pool, [transport], max_batch, threads, own and task_digest(own, "full"))
+            self.decodes[f"decode_{i}"] = DecodeEngine(base, CpuExecutor(model, pool, threads or 1), pool, [transport], max_batch, threads)
 
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """See `Fleet.prefill`."""

@@ -44,17 +44,15 @@ class TritonPythonModel:
         from sun.decode.cpu import CpuExecutor
         from sun.decode.engine import DecodeEngine
         from sun.decode.kv_pool import KVPool
-        from sun.model.loading import load_decode, task_digest
+        from sun.model.loading import load_decode
 
         place = Place(args)
         settings = place.settings(Settings)
-        own = place.folder("weights", settings.weights)
-        base, model = load_decode(place.base_dir, settings.scheme, own)
+        base, model = load_decode(place.base_dir, settings.scheme, place.folder("weights", settings.weights))
         pool = KVPool(base.geometry, settings.kv_tokens)
         self.shm = Shm()
         executor = CpuExecutor(model, pool, settings.threads)
-        self.engine = DecodeEngine(
-            base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads, own and task_digest(own, "full"))
+        self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads)
 
     def execute(self, requests):
         """Answer at once, but for `Listen`, which a thread serves as long as its router has sequences here."""

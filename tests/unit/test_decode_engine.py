@@ -55,16 +55,6 @@ def test_a_prompt_of_one_token_is_decoded_from_an_empty_kv(bench, plain):
     assert it.answers() == {"a": greedy(plain, [42])}
 
 
-def test_a_worker_with_weights_of_its_own_takes_no_other_tasks_kv(bench, plain):
-    it = bench()
-    it.engine.weights_digest = "sha256:another"
-    with pytest.raises(TicketError, match="ticket.weights_digest: got 'identity', this worker has weights of its own"):
-        it.admit("a", PROMPT)
-    it.engine.weights_digest = "identity"
-    it.admit("b", PROMPT)
-    assert it.answers() == {"b": greedy(plain, PROMPT)} and empty(it)
-
-
 def test_sequences_in_reused_slots_and_over_the_batch_limit_get_their_own_tokens(bench, plain):
     it = bench(kv_tokens=90, max_batch=3)
     for i, prompt in enumerate(prompts(12)):

@@ -28,12 +28,11 @@ class DecodeEngine:
     """One worker of the pool. Two threads: one pulls the KV of admitted sequences, one runs the steps.
 
     max_batch: most sequences in a step. threads: torch's threads for a step (None: torch's default).
-    weights_digest: of the worker's own weights, where it decodes for that one task alone (conventional serving); None for the shared ones.
     """
 
     def __init__(self, base: BaseManifest, executor: Executor, pool: KVPool, transports: list[Transport],
-                 max_batch: int = 64, threads: int | None = None, weights_digest: str | None = None):
-        self.base, self.executor, self.pool, self.threads, self.weights_digest = base, executor, pool, threads, weights_digest
+                 max_batch: int = 64, threads: int | None = None):
+        self.base, self.executor, self.pool, self.threads = base, executor, pool, threads
         self.transports = {transport.name: transport for transport in transports}
         self.scheduler = Scheduler(pool, max_batch)
         self.outbox = Outbox()
@@ -56,8 +55,6 @@ class DecodeEngine:
             raise TicketError("ticket: missing; the message's second element must be the ticket")
         ticket = parse(shipment[0])
         check_fits(ticket, self.base, admit.task, len(admit.prompt))
-        if self.weights_digest not in (None, ticket.weights_digest):
-            raise TicketError(f"ticket.weights_digest: got {ticket.weights_digest!r}, this worker has weights of its own, {self.weights_digest!r}")
         if ticket.transport not in self.transports:
             raise TicketError(f"ticket.transport: got {ticket.transport!r}, this worker has {', '.join(self.transports)}")
         params = admit.params
