@@ -1,9 +1,7 @@
-"""What a number format costs the decode module, layer by layer and in the end, and how fast it is here."""
+"""What a number format costs the decode module, layer by layer and in the end."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,13 +10,9 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from sun.decode.cpu import CpuExecutor
-from sun.decode.kv_pool import KVPool
-from sun.model.llama import LINEARS, Llama
+from sun.model.calibration import Layer, text_logits, wrap_linears
 from sun.model.loading import load_decode
-from sun.model.quantise import FULL, SCHEMES
 
-CONTEXT = 256
 MOST_TOKENS = 1024
 
 
@@ -45,7 +39,7 @@ class Loss:
 class _Compared:
     """A linear layer of the full module that notes by how much the low-bit one's output differs."""
 
-    def __init__(self, full, low):
+    def __init__(self, full: Layer, low: Layer):
         self.full, self.low, self.error = full, low, 0.0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -62,48 +56,22 @@ def ids_of(base_dir: str | Path, text: str) -> Tensor:
     return torch.tensor(ids)
 
 
-def logits_of(model: Llama, ids: Tensor) -> Tensor:
-    """Logits [n, vocab] of one text's token ids [n], n >= 1."""
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).squeeze(0).transpose(0, 1).flatten(1)
-
-    return model.logits(model.hidden(ids, torch.arange(len(ids)), attend))
-
-
 @torch.inference_mode()
 def loss(base_dir: str | Path, scheme: str, ids: Tensor) -> Loss:
     """What ``scheme`` loses on token ids [n]."""
     (_, full), (_, low) = load_decode(base_dir), load_decode(base_dir, scheme)
-    got = logits_of(low, ids)
-    compared = {}
-    for index, (layer, other) in enumerate(zip(full.layers, low.layers, strict=True)):
-        for name in LINEARS:
-            part = name.split(".")[1].removesuffix("_proj")
-            compared[f"layers.{index}.{name}"] = _Compared(getattr(layer, part), getattr(other, part))
-            setattr(layer, part, compared[f"layers.{index}.{name}"])
-    full.head = compared["lm_head"] = _Compared(full.head, low.head)
-    expected = logits_of(full, ids)
+    got, others = text_logits(low, ids), {}
+    wrap_linears(low, lambda name, layer: others.setdefault(name, layer))
+    compared: dict[str, _Compared] = {}
+
+    def compare(name: str, layer: Layer) -> Layer:
+        compared[name] = _Compared(layer, others[name])
+        return compared[name]
+
+    wrap_linears(full, compare)
+    expected = text_logits(full, ids)
     return Loss(
         scheme, len(ids), float((got.argmax(-1) == expected.argmax(-1)).float().mean()),
         float(F.kl_div(got.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean")),
         *(float(F.cross_entropy(logits[:-1], ids[1:]).exp()) for logits in (got, expected)),
         {name: layer.error for name, layer in compared.items()})
-
-
-def step_ms(base_dir: str | Path, batch: int, threads: int = 1, schemes=(FULL, *SCHEMES), rounds: int = 7) -> dict[str, float]:
-    """Median ms of a decode step of ``batch`` sequences of `CONTEXT` tokens by scheme; they take turns. Sets torch's threads."""
-    torch.set_num_threads(threads)
-    steps, times = {}, {scheme: [] for scheme in schemes}
-    for scheme in schemes:
-        base, model = load_decode(base_dir, scheme)
-        pool = KVPool(base.geometry, batch * (CONTEXT + 1) + 1)
-        pool.data.zero_()
-        steps[scheme] = CpuExecutor(model, pool, threads), [pool.take(CONTEXT + 1) for _ in range(batch)]
-    for turn in range(rounds + 1):
-        for scheme, (executor, slots) in steps.items():
-            started = time.perf_counter()
-            executor.step([1] * batch, [CONTEXT] * batch, slots)
-            if turn:
-                times[scheme].append((time.perf_counter() - started) * 1e3)
-    return {scheme: statistics.median(kept) for scheme, kept in times.items()}

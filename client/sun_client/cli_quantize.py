@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from statistics import median
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from sun_client.cli_options import RootOption
 
 AUTO = "auto"
+ROUNDS = 7
 PARAMETER = re.compile(r'parameters\s*\{\s*key:\s*"scheme"\s*value\s*\{\s*string_value:\s*"[^"]*"\s*\}\s*\}\n?')
 
 
@@ -27,10 +29,11 @@ def quantize(
     import msgspec
 
     from sun.model.calibration import TEXT
-    from sun.model.quantise import FULL, check_scheme
+    from sun.model.quantise import FULL, SCHEMES, check_scheme
     from sun_build import quantisation
     from sun_client import show
     from sun_client.root import Root
+    from sun_perf import steps
 
     place = Root.find(root)
     place.manifest()
@@ -38,7 +41,8 @@ def quantize(
     if scheme != AUTO:
         check_scheme(scheme)
     with show.working("timing decode steps"):
-        times = quantisation.step_ms(place.base, batch, threads)
+        taken = steps.measure(steps.steppers(place.base, (FULL, *SCHEMES), threads, (batch,)), (batch,), ROUNDS)
+        times = {name: median(kept) for (name, _), kept in taken.items()}
     for name, ms in times.items():
         print(f"{name:5} {ms:7.1f} ms a step of {batch}, {times[FULL] / ms:4.2f} x fp32")
     chosen = min(times, key=times.get) if scheme == AUTO else scheme

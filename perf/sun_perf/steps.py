@@ -6,7 +6,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from sun.decode.cpu import CpuExecutor
 from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.model.loading import load_decode
+from sun.model.quantise import FULL
+from sun_perf import samples
 from sun_perf.floor import Machine, floor_ms
 from sun_perf.machine import commit, machine
 
@@ -26,20 +28,22 @@ PLAIN = "torch fp32"
 Step = Callable[[int], None]
 
 
-def steppers(base_dir: str | Path, schemes: list[str], threads: int, batches=BATCHES, context: int = CONTEXT) -> dict[str, Step]:
-    """Name -> a function that takes one step of a batch whose sequences have ``context`` tokens; `PLAIN` first."""
+def steppers(base_dir: str | Path, schemes: Sequence[str], threads: int, batches=BATCHES, plain: bool = False) -> dict[str, Step]:
+    """Scheme -> a function that takes one step of a batch whose sequences have `CONTEXT` tokens; plain: `PLAIN` beside fp32, too.
+
+    Sets torch's threads.
+    """
+    torch.set_num_threads(threads)
     made: dict[str, Step] = {}
     for scheme in schemes:
         base, model = load_decode(base_dir, scheme)
-        pool = KVPool(base.geometry, max(batches) * (context + 1))
+        pool = KVPool(base.geometry, max(batches) * (CONTEXT + 1))
         pool.data.zero_()
-        slots = [pool.take(context + 1) for _ in range(max(batches) - 1)]
-        executors = {scheme: CpuExecutor(model, pool, threads)}
-        slots.append(pool.take(context + 1))
-        if scheme == "fp32":
-            executors = {PLAIN: TorchExecutor(model, pool), **executors}
+        executors = {PLAIN: TorchExecutor(model, pool)} if plain and scheme == FULL else {}
+        executors[scheme] = CpuExecutor(model, pool, threads)
+        slots = [pool.take(CONTEXT + 1) for _ in range(max(batches))]
         for name, executor in executors.items():
-            made[name] = lambda batch, executor=executor, slots=slots: executor.step([1] * batch, [context] * batch, slots[:batch])
+            made[name] = lambda batch, executor=executor, slots=slots: executor.step([1] * batch, [CONTEXT] * batch, slots[:batch])
     return made
 
 
@@ -57,25 +61,24 @@ def measure(made: dict[str, Step], batches=BATCHES, rounds: int = 12) -> dict[tu
 
 def ratio(times: dict[tuple[str, int], list[float]], over: str, under: str, batch: int) -> float:
     """Median of the rounds' ratios of two step times."""
-    return statistics.median(a / b for a, b in zip(times[over, batch], times[under, batch], strict=True))
+    return samples.ratio(list(zip(times[over, batch], times[under, batch], strict=True)))["median"]
 
 
 def report(base_dir: str | Path, schemes: list[str], threads: int, batches=BATCHES, rounds: int = 12) -> dict:
     """What `steps.json` holds: rows of ms, QSUN over SUN by scheme and batch, and steps over the floor."""
-    torch.set_num_threads(threads)
     limits = Machine.measure(threads)
     base, model = load_decode(base_dir)
     floors = {(scheme, batch): floor_ms(model, limits, scheme, batch, CONTEXT) for scheme in schemes for batch in batches}
     del model
-    times = measure(steppers(base_dir, schemes, threads, batches), batches, rounds)
-    low = [scheme for scheme in schemes if scheme != "fp32"]
+    times = measure(steppers(base_dir, schemes, threads, batches, plain=True), batches, rounds)
+    low = [scheme for scheme in schemes if scheme != FULL]
     best = min(low, key=lambda scheme: statistics.median(times[scheme, max(batches)]), default=None)
     return {
         "machine": machine(), "commit": commit(RESULTS), "limits": limits.as_dict(), "context": CONTEXT,
         "steps": [{"scheme": name, "threads": threads, "batch": batch, "context": CONTEXT, "ms": round(statistics.median(kept), 2)}
                   for (name, batch), kept in times.items()],
         "qsun_scheme": best,
-        "qsun_over_sun": {str(batch): round(ratio(times, "fp32", best, batch), 2) for batch in batches} if best else {},
+        "qsun_over_sun": {str(batch): round(ratio(times, FULL, best, batch), 2) for batch in batches} if best else {},
         "over_plain_torch": {scheme: {str(b): round(ratio(times, PLAIN, scheme, b), 2) for b in batches} for scheme in schemes},
         "step_over_floor": {scheme: {str(b): round(statistics.median(times[scheme, b]) / floors[scheme, b], 2) for b in batches} for scheme in schemes},
     }

@@ -15,6 +15,7 @@ from sun.decode.packed import Packed, pack
 from sun.model.llama import Llama
 from sun.model.weights import Linear
 
+
 class Fused:
     """Linear layers of one input as one. Biases and what smooths the input are apart: kernels apply them."""
 
@@ -121,4 +122,3 @@ class CpuExecutor:
                 other.result()
 
         return run
-

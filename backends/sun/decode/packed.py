@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sun.decode.kernels import PLAIN, SPLIT, UNIT
-from sun.model.quantise import COARSE, FINE, GROUP, Codes, row_scale
+from sun.model.quantise import COARSE, FINE, GROUP, Codes, int4_codes, row_scale
 
 BATCH_HINT = 16
 """oneDNN lays weights out for an expected number of rows; the layout hardly depends on it."""
@@ -81,14 +81,10 @@ class Int4:
     form = PLAIN
 
     def __init__(self, weight: Tensor):
-        outs, ins = weight.shape
-        groups = weight.view(outs, ins // GROUP, GROUP)
-        low = groups.amin(-1)
-        scale = ((groups.amax(-1) - low) / 15).clamp_min(torch.finfo(torch.float32).tiny)
-        codes = ((groups - low.unsqueeze(-1)) / scale.unsqueeze(-1)).round().to(torch.int32).view(outs, ins)
-        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        codes, scale, low = int4_codes(weight)
+        self.weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32).view_as(weight), 1)
         # The kernel takes (code - 8) * scale + zero.
-        self.scales = torch.stack((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
+        self.scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).contiguous().to(torch.bfloat16)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Packed`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +28,13 @@ Die Würde des Menschen ist unantastbar. El agua hierve a cien grados. L'amour e
 """A little of everything, about 350 tokens: which columns are large hardly depends on the text."""
 
 
+Layer = Callable[[Tensor], Tensor]
+
+
 class _Watched:
     """A linear layer that remembers the largest magnitude of every input column."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Layer):
         self.inner, self.top = inner, torch.zeros(())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -42,18 +45,30 @@ class _Watched:
 @torch.inference_mode()
 def input_ranges(model: Llama, ids: Iterable[int]) -> dict[str, Tensor]:
     """Largest magnitudes [in] of the inputs of each linear layer ("layers.0.self_attn.q_proj", "lm_head") over token ids."""
-    ids = torch.tensor(list(ids))
-    watched: dict[str, _Watched] = {HEAD: _Watched(model.head)}
-    model.head = watched[HEAD]
+    watched: dict[str, _Watched] = {}
+
+    def watch(name: str, layer: Layer) -> Layer:
+        watched[name] = _Watched(layer)
+        return watched[name]
+
+    wrap_linears(model, watch)
+    text_logits(model, torch.tensor(list(ids)))
+    return {name: layer.top for name, layer in watched.items()}
+
+
+def wrap_linears(model: Llama, wrap: Callable[[str, Layer], Layer]) -> None:
+    """Put ``wrap(name, layer)`` in the place of each linear layer of a model, the head ("lm_head") included."""
     for index, layer in enumerate(model.layers):
         for name in LINEARS:
             part = name.split(".")[1].removesuffix("_proj")
-            watched[f"layers.{index}.{name}"] = _Watched(getattr(layer, part))
-            setattr(layer, part, watched[f"layers.{index}.{name}"])
+            setattr(layer, part, wrap(f"layers.{index}.{name}", getattr(layer, part)))
+    model.head = wrap(HEAD, model.head)
 
+
+def text_logits(model: Llama, ids: Tensor) -> Tensor:
+    """Logits [n, vocab] of one text's token ids [n], n >= 1, in one pass."""
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).squeeze(0).transpose(0, 1).flatten(1)
 
-    model.logits(model.hidden(ids, torch.arange(len(ids)), attend))
-    return {name: layer.top for name, layer in watched.items()}
+    return model.logits(model.hidden(ids, torch.arange(len(ids)), attend))

@@ -92,10 +92,16 @@ def symmetric(weight: Tensor, levels: int) -> Tensor:
 
 def int4(weight: Tensor) -> Tensor:
     """4-bit codes with a scale and a minimum per group of `GROUP` inputs."""
+    codes, scale, low = int4_codes(weight)
+    return (codes * scale + low).view_as(weight)
+
+
+def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes 0 to 15 [out, groups, size] of a weight [out, in], in float32, and each group's scale and minimum [out, groups, 1]."""
     groups = _groups(weight, GROUP)
     low = groups.amin(dim=-1, keepdim=True)
     scale = ((groups.amax(dim=-1, keepdim=True) - low) / 15).clamp_min(torch.finfo(torch.float32).tiny)
-    return (((groups - low) / scale).round() * scale + low).view_as(weight)
+    return ((groups - low) / scale).round(), scale, low
 
 
 def nf4(weight: Tensor) -> Tensor:
@@ -154,7 +160,7 @@ def groups(tensors: dict[str, Tensor]) -> list[list[str]]:
 def edges(tensors: dict[str, Tensor]) -> set[str]:
     """The layers whose inputs have the largest outliers: the head, and the MLP's last one in the first and the last two blocks.
 
-    Found by measurement, one layer at a time; all others together lose less than these.
+    Found by measurement, one layer at a time: each of these loses more than any other does.
     """
     last = layer_count(tensors) - 1
     return {HEAD} | {f"model.layers.{i}.mlp.down_proj" for i in (0, last - 1, last)}

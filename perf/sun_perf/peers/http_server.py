@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,12 +10,12 @@ from sun_perf.peers import completions
 from sun_perf.peers.child import Child
 from sun_perf.peers.environment import Environment
 from sun_perf.peers.prompts import Ask
-from sun_perf.peers.system import Place, System
+from sun_perf.peers.system import Place, StreamSystem
 
 START_S = 600.0
 
 
-class HttpSystem(System):
+class HttpSystem(StreamSystem):
     """Subclasses start servers with `serve` and say with `route` which one answers a task.
 
     Prompts go as token ids, so that no side can differ in the text that it makes of a conversation.
@@ -36,9 +37,9 @@ class HttpSystem(System):
         for child, (_, port) in zip(self._children, servers, strict=True):
             child.wait_healthy(port, START_S)
 
+    @abstractmethod
     def route(self, task: str) -> tuple[int, dict]:
         """Port and further request fields for a task."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         """Stop the servers."""

@@ -10,13 +10,13 @@ from sun_client.client import SunClient
 from sun_client.root import Root
 from sun_client.server import Ports, Server
 from sun_perf.peers.prompts import TASKS, Ask
-from sun_perf.peers.system import Place, System
+from sun_perf.peers.system import Place, StreamSystem
 
 MODELS = ("sun", "tokenize", "decode_0", "decode_1")
 SCHEME = 'parameters {{ key: "scheme" value {{ string_value: "{scheme}" }} }}\n'
 
 
-class Ours(System):
+class Ours(StreamSystem):
     """The four tasks on one pool of decode workers. scheme: of the decode module's weights."""
 
     def __init__(self, place: Place, scheme: str):

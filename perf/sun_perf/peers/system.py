@@ -87,10 +87,18 @@ class System(ABC):
         for session in self.sessions():
             thaw(session)
 
+    @abstractmethod
+    def wave(self, asks: Sequence[Ask], tokens: int) -> Wave:
+        """All asks at once, each answer of exactly ``tokens`` tokens."""
+
+
+class StreamSystem(System):
+    """One whose answers are streamed, so that TTFT and TPOT can be told."""
+
+    @abstractmethod
     def stream(self, ask: Ask, tokens: int) -> Iterator[int]:
         """One answer of exactly ``tokens`` tokens: see `wave.Stream`."""
-        raise NotImplementedError
 
     def wave(self, asks: Sequence[Ask], tokens: int) -> Wave:
-        """All asks at once."""
+        """See `System.wave`."""
         return stream_wave(asks, self.stream, tokens)

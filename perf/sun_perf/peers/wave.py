@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import numpy as np
-
+from sun_perf import samples
 from sun_perf.peers.prompts import Ask
 
 Stream = Callable[[Ask, int], Iterator[int]]
@@ -64,8 +63,8 @@ def summary(waves: Sequence[Wave]) -> dict:
 
 def ratio(ours: Sequence[Wave], theirs: Sequence[Wave]) -> float:
     """Median over neighbouring pairs of waves of our tokens/s over theirs; other load that comes and goes hits both of a pair."""
-    return round(statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=True)), 3)
+    return round(samples.ratio([(a.tokens_per_s, b.tokens_per_s) for a, b in zip(ours, theirs, strict=True)])["median"], 3)
 
 
 def _percentiles(values: list[float]) -> dict[str, float] | None:
-    return {name: round(float(np.percentile(values, q)), 1) for name, q in (("p50", 50), ("p95", 95))} if values else None
+    return samples.percentiles(values) if values else None
