@@ -27,9 +27,13 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort", forbid_unkno
 
 
 class Listen(msgspec.Struct, frozen=True, kw_only=True, tag="listen", forbid_unknown_fields=True):
-    """Stream this router's events, as one `StepEvents` per step, until it has no sequence left here."""
+    """Stream this router's events, as one `StepEvents` per step, until it has no sequence left here.
+
+    most: responses after which the stream ends all the same, for the router to listen again; 0 is no limit.
+    """
 
     router: str
+    most: int = 0
 
 
 class GetStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats", forbid_unknown_fields=True):

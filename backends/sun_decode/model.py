@@ -1,5 +1,7 @@
 """Triton model `decode_<k>`: one worker of the shared decode pool. Messages in, replies out (see sun/messages.py)."""
 
+import contextlib
+import itertools
 import threading
 
 import msgspec
@@ -67,8 +69,8 @@ class TritonPythonModel:
 
     def _answer(self, message, shipment, sender):
         match message:
-            case Listen(router=router):
-                threading.Thread(target=self._stream, args=(router, sender), name=f"listen-{router}", daemon=True).start()
+            case Listen(router=router, most=most):
+                threading.Thread(target=self._stream, args=(router, most, sender), name=f"listen-{router}", daemon=True).start()
             case Admit():
                 sender.send(response([self.engine.admit(message, shipment)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             case Abort(ids=ids):
@@ -76,9 +78,10 @@ class TritonPythonModel:
             case GetStats(after=after):
                 sender.send(response([self.engine.stats(after)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _stream(self, router, sender):
-        for steps in self.engine.outbox.listen(router):
-            sender.send(response(steps))
+    def _stream(self, router, most, sender):
+        with contextlib.closing(self.engine.outbox.listen(router)) as listening:
+            for steps in itertools.islice(listening, most or None):
+                sender.send(response(steps))
         sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
     def finalize(self):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,16 @@ REPO = Path(__file__).parents[2]
 OWN_MODELS = ("sun", "tokenize", "decode_0", "decode_1")
 SHIPPED = ("banking", "bash", "math")
 GREEDY = {"temperature": 0, "max_tokens": 24}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the end of the server's log with a failed test."""
+    report = yield
+    server = item.funcargs.get("server") if hasattr(item, "funcargs") else None
+    if report.failed and server is not None:
+        report.sections.append(("tritonserver's log", "\n".join(server.log.read_text(errors="replace").splitlines()[-60:])))
+    return report
 
 
 def make_root(root: Path, base: Path = REPO / "build" / "base") -> Path:
