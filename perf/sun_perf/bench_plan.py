@@ -38,7 +38,7 @@ class Bench:
     engine_rounds: int
 
 
-QUICK = Bench((Plan(),), memory_tasks=(2, 4), engine_rounds=2)
+QUICK = Bench((Plan(systems=("partitioned", "sun", "qsun"), alphas=(0.0, 1.2, 2.0)),), memory_tasks=(2, 4), engine_rounds=2)
 FULL = Bench(
     (
         Plan(systems=("partitioned", "sun", "sun_all", "qsun"), alphas=(0.0, 0.8, 1.2, 2.0), loads=(0.3, EQUAL_LOAD, 0.8, 1.0, 1.2), rounds=3),
