@@ -10,7 +10,7 @@ from sun.decode.engine import DecodeEngine
 from sun.decode.kv_pool import KVPool
 from sun.handoff.inline import Inline
 from sun.handoff.transport import Transport
-from sun.messages import Ack, Admit, StepEvents
+from sun.messages import NO_STEPS, Ack, Admit, Stats, StepEvents
 from sun.model.loading import load_decode, load_prefill
 from sun.model.quantise import FULL
 from sun.prefill.engine import PrefillEngine
@@ -48,6 +48,10 @@ class LocalFleet:
     def abort(self, worker: str, ids: list[str]) -> Ack:
         """See `Fleet.abort`."""
         return self.decodes[worker].abort(ids)
+
+    def stats(self, worker: str) -> Stats:
+        """See `Fleet.stats`."""
+        return self.decodes[worker].stats(after=NO_STEPS)
 
     def listen(self, worker: str, router: str) -> Iterator[StepEvents]:
         """See `Fleet.listen`."""

@@ -11,6 +11,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit", forbid_unkno
     """Decode one sequence. Its shipment follows as the message tensor's further elements.
 
     id: unique per sequence. router: where its events go. prompt: token ids x1..xn; the ticket holds K and V of all but the last.
+    generated: what another worker has sampled already; it is replayed, not sampled again, and no event tells of it.
     """
 
     id: str
@@ -18,6 +19,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit", forbid_unkno
     task: str
     prompt: list[int]
     params: SamplingParams
+    generated: list[int] = []
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort", forbid_unknown_fields=True):
@@ -34,6 +36,10 @@ class Listen(msgspec.Struct, frozen=True, kw_only=True, tag="listen", forbid_unk
 
     router: str
     most: int = 0
+
+
+NO_STEPS = 2**62
+"""A step that never comes: `GetStats` after it asks for the state alone."""
 
 
 class GetStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats", forbid_unknown_fields=True):

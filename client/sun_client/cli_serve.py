@@ -24,11 +24,12 @@ def serve(
     root: RootOption = None, http_port: HttpPortOption = 8000, grpc_port: GrpcPortOption = 8001, metrics_port: MetricsPortOption = 8002,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, unauthenticated.")] = "127.0.0.1",
 ) -> None:
-    """Serve all tasks of the repository until Ctrl-C or SIGTERM."""
+    """Serve all tasks of the repository until Ctrl-C or SIGTERM. What dies meanwhile is started anew."""
     from sun.router.tasks import TaskRegistry
     from sun_client import show
     from sun_client.root import Root
     from sun_client.server import Ports, Server, interruptible
+    from sun_client.supervisor import Supervisor
 
     place = Root.find(root)
     names = TaskRegistry(place.models).names()
@@ -42,8 +43,9 @@ def serve(
                 tasks=f"Serving {', '.join(names)}:" if names else "Serving, but no task yet: `sun setup` or `sun task add` makes one.",
                 task=task, ask=ask, http=f"http://{host}:{http_port}", grpc=f"{host}:{grpc_port}", metrics=f"http://{host}:{metrics_port}",
                 log=server.log), flush=True)
+            supervisor = Supervisor(server, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True))
             while True:
-                server.poll()
+                supervisor.look()
                 time.sleep(0.5)
         except KeyboardInterrupt:
             pass

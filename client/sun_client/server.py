@@ -74,6 +74,8 @@ class Server:
             f"--grpc-address={self.host}", f"--grpc-port={self.ports.grpc}",
             f"--metrics-address={self.host}", f"--metrics-port={self.ports.metrics}",
             "--allow-gpu-metrics=false",
+            # All models, as without these two; but one can be loaded anew when its process died.
+            "--model-control-mode=explicit", "--load-model=*",
         ]
 
     def __enter__(self) -> Server:

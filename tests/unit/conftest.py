@@ -101,6 +101,7 @@ def bench(base_dir, repository) -> Iterator[Callable[..., Bench]]:
 def serve(base_dir, repository, prompts, monkeypatch) -> Iterator[Callable[..., Service]]:
     """Makes services. fleet: the class; transport: also the router's; all else goes to the fleet."""
     monkeypatch.setattr("sun.router.router.POLL_S", 0.02)
+    monkeypatch.setattr("sun.router.pool.BEAT_S", 0.02)
     made = []
 
     def make(base: Path = base_dir, repository: Path = repository, policy=None, limits: Limits = Limits(max_tokens=tiny.CONTEXT),

@@ -122,10 +122,10 @@ class Bench:
         return self.prefill.submit(prompt[:-1]).result(PATIENCE_S)
 
     def admit(self, id: str, prompt: list[int], shipment: list[bytes] | None = None, router: str = "r", task: str = "plain",
-              **params) -> Ack:
+              generated: list[int] = [], **params) -> Ack:
         """Admit a prompt, greedy and of fixed length unless told otherwise."""
         values = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True, **params}
-        admit = Admit(id=id, router=router, task=task, prompt=prompt, params=SamplingParams(**values))
+        admit = Admit(id=id, router=router, task=task, prompt=prompt, params=SamplingParams(**values), generated=generated)
         return self.engine.admit(admit, self.shipment(prompt) if shipment is None else shipment)
 
     def events(self, router: str = "r") -> list[TokenEvent]:

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from sun.messages import TokenEvent
+from sun.decode.params import SamplingParams
+from sun.messages import Admit, TokenEvent
 from sun.router.active import Active, Piece
 from sun.router.errors import RequestError
 from sun.router.request import GenerateRequest
@@ -15,6 +16,7 @@ from sun.text.stream import TextStream
 from . import tiny
 from .harness import Answer
 
+ID = "key-1"
 TOKENIZER = tiny.tokenizer().backend_tokenizer
 
 
@@ -23,11 +25,13 @@ def active(stops: list[str] = [], stream: bool = True) -> tuple[Active, Answer]:
     request = GenerateRequest(messages=[], sampling={}, stream=stream, returns=frozenset(["token_ids"]))
     it = Active("key", request, answer, 1000.0)
     it.begin(TextStream(TOKENIZER, stops), 7)
+    it.admit = Admit(id="key", router="r", task="plain", prompt=[1], params=SamplingParams())
+    assert it.assign("decode_0").id == ID
     return it, answer
 
 
 def token(letter: str, finish: str | None = None) -> TokenEvent:
-    return TokenEvent(id="key", token=TOKENIZER.encode(letter, add_special_tokens=False).ids[0], finish=finish)
+    return TokenEvent(id=ID, token=TOKENIZER.encode(letter, add_special_tokens=False).ids[0], finish=finish)
 
 
 def test_tokens_become_pieces_until_the_last():
@@ -42,13 +46,13 @@ def test_nothing_follows_the_end(end):
     it.take(token("a"))
     ended = {
         "length": lambda: it.take(token("c", "length")), "stop string": lambda: it.take(token("b")),
-        "error": lambda: it.take(TokenEvent(id="key", finish="error", error="out of luck")),
+        "error": lambda: it.take(TokenEvent(id=ID, finish="error", error="out of luck")),
         "fail": lambda: it.fail(RequestError("CANCELLED", "")),
     }[end]()
     assert ended and answer.ends == 1
     pieces = len(answer.pieces)
     assert not it.take(token("d")) and not it.take(token("d", "stop")) and not it.fail(RequestError("DEADLINE", ""))
-    assert not it.take(TokenEvent(id="key", finish="error", error="late"))
+    assert not it.take(TokenEvent(id=ID, finish="error", error="late"))
     assert answer.ends == 1 and len(answer.pieces) == pieces
 
 

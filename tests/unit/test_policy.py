@@ -53,9 +53,13 @@ def test_partitioned_shares_workers_evenly_when_tasks_are_more():
     assert set(workers.values()) == {2}
 
 
-def test_partitioned_refuses_when_a_tasks_workers_are_not_in_the_pool():
-    with pytest.raises(ValueError, match="'a'.*decode_9"):
-        Partitioned({"a": ["decode_9"]}).pick("a", {"decode_0": 0})
+def test_partitioned_gives_a_task_no_other_worker_when_its_own_are_not_there():
+    assert Partitioned({"a": ["decode_9"]}).pick("a", {"decode_0": 0}) is None
+
+
+@pytest.mark.parametrize("policy", POLICIES.values())
+def test_without_workers_there_is_none_to_pick(policy):
+    assert policy().pick("a", {}) is None
 
 
 def test_a_task_without_owners_is_refused_when_every_worker_belongs_to_another():

@@ -150,16 +150,15 @@ class Deaf(LocalFleet):
             yield step
 
 
-def test_a_worker_that_fails_fails_its_requests_and_no_others(serve, shm):
+def test_when_a_workers_events_break_others_go_on_with_its_sequences(serve, shm):
     service = serve(fleet=Deaf, workers=2, policy=RoundRobin(), transport=shm)
     gates = [service.gate(f"decode_{i}") for i in range(2)]
     answers = [service.ask(TEXT, max_tokens=40, ignore_eos=True) for _ in range(6)]
     eventually(lambda: [engine.stats().running for engine in service.fleet.decodes.values()] == [3, 3])
     for gate in gates:
         gate.open()
-    errors = [answer.error for answer in answers if answer.wait().errors]
-    assert len(errors) == 3 and all(e.code == "INTERNAL" and "decode_0" in str(e) and "the line is dead" in str(e) for e in errors)
-    assert sum(len(answer.whole.token_ids) == 40 for answer in answers if not answer.errors) == 3
+    texts = [answer.whole.token_ids for answer in answers]
+    assert len(texts[0]) == 40 and texts == [texts[0]] * 6
     service.idle()
     eventually(lambda: files(shm) == 0)
     service.fleet.breaks = False
@@ -184,7 +183,7 @@ def test_a_call_that_fails_fails_its_request_and_leaves_no_load(serve, shm, call
     setattr(service.fleet, call, working)
     service.idle()
     eventually(lambda: files(shm) == 0)
-    assert service.router._loads == {"decode_0": 0}
+    assert service.router.pool.loads == {"decode_0": 0}
     assert service.ask(TEXT).whole.text
 
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from unittest import mock
 
+import msgspec
 import pytest
 import torch
 from hypothesis import example, given
@@ -168,7 +169,7 @@ def test_neighbouring_seeds_and_positions_are_unrelated():
 
 def sequence(prompt: list[int], generated: list[int] = [], stops: set[int] = frozenset(), **values) -> Sequence:
     admit = Admit(id="s", router="r", task="a", prompt=prompt, params=params(**{"max_tokens": 50, **values}))
-    return Sequence(admit, TICKET, [], frozenset(stops), list(generated))
+    return Sequence(msgspec.structs.replace(admit, generated=list(generated)), TICKET, [], frozenset(stops))
 
 
 def test_min_tokens_bans_the_stop_tokens_until_they_are_there():

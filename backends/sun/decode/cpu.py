@@ -85,8 +85,9 @@ class CpuExecutor:
     def step(self, tokens: list[int], positions: list[int], slots: list[Slot]) -> Tensor:
         """See `sun.decode.executor.Executor.step`."""
         batch = len(tokens)
-        each, eps = self._each(batch), self.eps
         starts, places = np.array([slot.start for slot in slots]), np.array(positions)
+        # Rows of one slot read each other's K and V: in order, so by one thread.
+        each, eps = self._each(batch, together=len(np.unique(starts)) < batch), self.eps
         cos, sin = (part.squeeze(1).numpy() for part in self.rotary(torch.from_numpy(places)))
         x = self.embedding[torch.tensor(tokens)].numpy()
         hidden, mixed, product, final = (inputs.take(batch) for inputs in (self._hidden, self._mixed, self._product, self._final))
@@ -108,9 +109,9 @@ class CpuExecutor:
         each(kernels.logits, logits.numpy(), final[2], self._head.bias, out.numpy())
         return out
 
-    def _each(self, batch: int) -> Callable[..., None]:
-        """Runs a kernel over the batch's rows, by all threads."""
-        if self._crew is None or batch == 1:
+    def _each(self, batch: int, together: bool) -> Callable[..., None]:
+        """Runs a kernel over the batch's rows, by all threads; by this one alone if the rows need each other (``together``)."""
+        if self._crew is None or batch == 1 or together:
             return lambda kernel, *arguments: kernel(0, batch, *arguments)
         share = -(-batch // self._threads)
         spans = [(first, min(first + share, batch)) for first in range(0, batch, share)]

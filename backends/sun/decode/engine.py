@@ -22,6 +22,8 @@ from sun.messages import Ack, Admit, Stats, StepEvents, StepRecord, TokenEvent
 from sun.model.manifest import BaseManifest
 
 STEPS_KEPT = 4096
+REPLAY_ROWS = 32
+"""Tokens of a sequence that are replayed between two steps, all at once."""
 
 
 class DecodeEngine:
@@ -60,6 +62,10 @@ class DecodeEngine:
         params = admit.params
         if params.temperature > 0 and params.seed is None:
             raise ValueError("seed: is needed to sample (temperature is over 0); the router draws one where the client gave none")
+        if len(admit.generated) >= params.max_tokens:
+            raise ValueError(f"generated: {len(admit.generated)} tokens, but max_tokens is {params.max_tokens}")
+        if admit.generated and not (0 <= min(admit.generated) and max(admit.generated) < self.base.vocab):
+            raise ValueError(f"generated: token ids must be 0 to {self.base.vocab - 1}")
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.base.eos_ids))
         sequence = Sequence(admit, ticket, shipment, frozenset(t for t in stops if t < self.base.vocab))
         limit = min(self.pool.budget, self.base.max_context)
@@ -160,9 +166,23 @@ class DecodeEngine:
                 self._changed.wait_for(lambda: self._closed or self.scheduler.running)
                 if self._closed:
                     return
-                batch = [s for s in self.scheduler.running if not s.aborted]
-            if batch:
+                running = [s for s in self.scheduler.running if not s.aborted]
+            if behind := next((s for s in running if s.to_replay), None):
+                self._replay(behind)
+            if batch := [s for s in running if not s.to_replay]:
                 self._run_step(batch)
+
+    def _replay(self, sequence: Sequence) -> None:
+        """Run a part of what another worker has sampled through the decode module again: the same bits, whoever computes them."""
+        tokens, positions = sequence.replay(REPLAY_ROWS)
+        try:
+            self.executor.step(tokens, positions, [sequence.slot] * len(tokens))
+        except Exception as error:  # this sequence fails; the worker goes on
+            with self._changed:
+                self._fail(sequence, f"replay failed: {type(error).__name__}: {error}")
+                self._changed.notify_all()
+        else:
+            sequence.replayed += len(tokens)
 
     def _run_step(self, batch: list[Sequence]) -> None:
         started = time.perf_counter()

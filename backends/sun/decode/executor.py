@@ -18,7 +18,8 @@ class Executor(Protocol):
     def step(self, tokens: list[int], positions: list[int], slots: list[Slot]) -> Tensor:
         """Logits [batch, vocab] float32 of ``tokens`` [batch] at ``positions`` [batch].
 
-        Writes each token's K and V at its position of its slot and attends to all up to it.
+        Writes each token's K and V at its position of its slot and attends to all up to it. A slot may come several times,
+        in the order of its positions.
         """
 
 

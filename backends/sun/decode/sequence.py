@@ -14,15 +14,22 @@ from sun.messages import Admit
 
 @dataclass(eq=False)
 class Sequence:
-    """A request's decoding state: the next token to run is ``last``, at ``position``; ``slot`` holds K and V before it."""
+    """A request's decoding state: the next token to run is ``last``, at ``position``; ``slot`` holds K and V before it.
+
+    replayed: of the tokens that another worker has sampled, how many have their predecessor's K and V in the slot.
+    """
 
     admit: Admit
     ticket: Ticket
     shipment: list[bytes]
     stop_ids: frozenset[int]
-    generated: list[int] = field(default_factory=list)
+    generated: list[int] = field(init=False)
+    replayed: int = 0
     slot: Slot | None = None
     aborted: bool = False
+
+    def __post_init__(self) -> None:
+        self.generated = list(self.admit.generated)
 
     @property
     def need(self) -> int:
@@ -43,6 +50,17 @@ class Sequence:
     def outstanding(self) -> int:
         """Tokens it may still generate."""
         return self.admit.params.max_tokens - len(self.generated)
+
+    @property
+    def to_replay(self) -> bool:
+        """Whether K and V of tokens sampled elsewhere are still missing; until then it takes no part in a step."""
+        return self.replayed < len(self.admit.generated)
+
+    def replay(self, most: int) -> tuple[list[int], list[int]]:
+        """The next ``most`` or fewer tokens to run again, and their positions: xn, and all that was sampled but the last."""
+        first, tokens = self.replayed, [self.admit.prompt[-1], *self.admit.generated[:-1]]
+        part = tokens[first : first + most]
+        return part, [len(self.admit.prompt) - 1 + first + i for i in range(len(part))]
 
     def banned(self) -> list[int]:
         """Tokens that may not come next, because min_tokens is not reached."""

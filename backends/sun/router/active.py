@@ -7,8 +7,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from sun.handoff.ticket import Ticket
-from sun.messages import TokenEvent
+from sun.messages import Admit, TokenEvent
 from sun.router.errors import RequestError
 from sun.router.request import GenerateRequest
 from sun.text.stream import TextStream
@@ -55,7 +57,12 @@ class Active:
         self.ended = False
         self.worker: str | None = None
         self.admitted = False
+        self.assigned = 0
         self.ticket: Ticket | None = None
+        self.shipment: list[bytes] = []
+        self.admit: Admit | None = None
+        self.admission: str | None = None
+        self.tokens: list[int] = []
         self.text: TextStream | None = None
         self._lock = threading.Lock()
         self._pending = Piece()
@@ -65,14 +72,44 @@ class Active:
         self.text = text
         self._pending = Piece(text=self.request.echo, num_input_tokens=num_input_tokens)
 
+    def assign(self, worker: str) -> Admit | None:
+        """Give the sequence to a worker: what it must be told. None if the request has ended.
+
+        Each time under another id, so that a worker that had it before, and may not be dead, is no longer believed.
+        """
+        with self._lock:
+            if self.ended or self.admit is None:
+                return None
+            self.assigned += 1
+            self.worker, self.admission, self.admitted = worker, f"{self.key}-{self.assigned}", False
+            return msgspec.structs.replace(self.admit, id=self.admission, generated=list(self.tokens))
+
+    def accept(self, admission: str) -> bool:
+        """The worker has the sequence under this id. False if it must drop it: the request has ended, or moved on."""
+        with self._lock:
+            if self.ended or self.admission != admission:
+                return False
+            self.admitted = True
+            return True
+
+    def withdraw(self, worker: str) -> str | None:
+        """Take the sequence back from a worker that has lost it: the id it had there. None if it was not there, or has ended."""
+        with self._lock:
+            if self.ended or self.worker != worker:
+                return None
+            admission = self.admission
+            self.worker, self.admission, self.admitted = None, None, False
+            return admission
+
     def take(self, event: TokenEvent) -> bool:
         """Handle a worker's event; True if it ended the request, so that the router can clean up after it."""
         if event.error is not None:
-            return self.fail(RequestError("INTERNAL", event.error))
+            return event.id == self.admission and self.fail(RequestError("INTERNAL", event.error))
         assert self.text is not None and event.token is not None
         with self._lock:
-            if self.ended:
+            if self.ended or event.id != self.admission:
                 return False
+            self.tokens.append(event.token)
             text, hit = ("", False) if event.finish == "stop" else self.text.push(event.token)
             finish = "stop" if hit else event.finish
             if event.finish and not hit:

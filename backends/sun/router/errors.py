@@ -9,3 +9,10 @@ class RequestError(Exception):
     def __init__(self, code: str, message: str):
         super().__init__(message)
         self.code = code
+
+
+class Gone(RequestError):
+    """A model's process is dead or hangs; whatever it held is lost."""
+
+    def __init__(self, message: str):
+        super().__init__("UNAVAILABLE", message)

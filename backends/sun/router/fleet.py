@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from sun.messages import Ack, Admit, StepEvents
+from sun.messages import Ack, Admit, Stats, StepEvents
 
 
 class Fleet(Protocol):
-    """Calls block; they raise RequestError, or any exception when the other side is gone."""
+    """Calls block; they raise RequestError, and Gone when the other side is dead or hangs."""
 
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """Run x1..x(n-1) through the task's prefill module; the shipment with its ticket."""
@@ -19,6 +19,9 @@ class Fleet(Protocol):
 
     def abort(self, worker: str, ids: list[str]) -> Ack:
         """Make a worker drop sequences."""
+
+    def stats(self, worker: str) -> Stats:
+        """A worker's state, without steps: its heartbeat."""
 
     def listen(self, worker: str, router: str) -> Iterator[StepEvents]:
         """This router's events from a worker, until it has no sequence left there."""

@@ -8,9 +8,12 @@ from typing import Protocol
 
 
 class Policy(Protocol):
-    """Picks one of ``loads``: worker name -> tokens its sequences may still generate. Called under the router's lock."""
+    """Picks one of ``loads``: worker name -> tokens its sequences may still generate. Called under the pool's lock.
 
-    def pick(self, task: str, loads: dict[str, int]) -> str: ...
+    None if no worker of ``loads`` may take the task.
+    """
+
+    def pick(self, task: str, loads: dict[str, int]) -> str | None: ...
 
 
 class LeastTokens:
@@ -19,8 +22,10 @@ class LeastTokens:
     def __init__(self) -> None:
         self._turn = itertools.count()
 
-    def pick(self, task: str, loads: dict[str, int]) -> str:
+    def pick(self, task: str, loads: dict[str, int]) -> str | None:
         names = sorted(loads)
+        if not names:
+            return None
         turn = next(self._turn) % len(names)
         return min(names[turn:] + names[:turn], key=lambda name: loads[name])
 
@@ -31,9 +36,9 @@ class RoundRobin:
     def __init__(self) -> None:
         self._turn = itertools.count()
 
-    def pick(self, task: str, loads: dict[str, int]) -> str:
+    def pick(self, task: str, loads: dict[str, int]) -> str | None:
         names = sorted(loads)
-        return names[next(self._turn) % len(names)]
+        return names[next(self._turn) % len(names)] if names else None
 
 
 class Partitioned:
@@ -48,17 +53,16 @@ class Partitioned:
         self._reserved = frozenset(itertools.chain.from_iterable(self._owners.values()))
         self._within = LeastTokens()
 
-    def pick(self, task: str, loads: dict[str, int]) -> str:
+    def pick(self, task: str, loads: dict[str, int]) -> str | None:
         if task not in self._owners:
             free = sorted(loads.keys() - self._reserved)
-            if not free:
+            if loads and not free:
                 raise ValueError(f"owners: task {task!r} is not in it, and every worker belongs to another task")
+            if not free:
+                return None
             taken = list(itertools.chain.from_iterable(self._owners.values()))
             self._owners[task] = [min(free, key=taken.count)]
-        mine = {name: load for name, load in loads.items() if name in self._owners[task]}
-        if not mine:
-            raise ValueError(f"task {task!r} is partitioned to {self._owners[task]}, none of which is in the pool {sorted(loads)}")
-        return self._within.pick(task, mine)
+        return self._within.pick(task, {name: load for name, load in loads.items() if name in self._owners[task]})
 
 
 POLICIES = {"least_tokens": LeastTokens, "round_robin": RoundRobin, "partitioned": Partitioned}

@@ -6,6 +6,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,9 +14,10 @@ from sun.handoff.ticket import parse as parse_ticket
 from sun.handoff.transport import Transport
 from sun.messages import Admit, TokenEvent
 from sun.router.active import Active, Client
-from sun.router.errors import RequestError
+from sun.router.errors import Gone, RequestError
 from sun.router.fleet import Fleet
 from sun.router.policy import Policy
+from sun.router.pool import Pool
 from sun.router.request import GenerateRequest
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat
@@ -23,6 +25,11 @@ from sun.text.stream import TextStream
 
 log = logging.getLogger("sun.router")
 POLL_S = 0.2
+STRANDED_S = 30.0
+"""How long a request waits for a worker to come back when none lives."""
+MOST_WORKERS = 4
+"""A sequence that so many workers have had is not given to another: it may be what kills them."""
+CLOSE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,18 +50,20 @@ class Router:
 
     def __init__(self, fleet: Fleet, workers: list[str], tasks: TaskRegistry, prompts: PromptFormat, policy: Policy,
                  transports: list[Transport], limits: Limits = Limits()):
-        self.fleet, self.tasks, self.prompts, self.policy, self.limits = fleet, tasks, prompts, policy, limits
+        self.fleet, self.tasks, self.prompts, self.limits = fleet, tasks, prompts, limits
         self.name = secrets.token_hex(8)
         self.transports = {transport.name: transport for transport in transports}
-        self._loads = dict.fromkeys(workers, 0)
-        self._listening: set[str] = set()
+        self.pool = Pool(fleet, workers, policy, self._lost, self._found)
+        self._listening: dict[str, threading.Thread] = {}
         self._active: dict[str, Active] = {}
+        self._stranded: dict[str, float] = {}
+        self._orphans: dict[str, list[str]] = {worker: [] for worker in workers}
         self._lock = threading.Lock()
         self._starters = ThreadPoolExecutor(limits.starting, thread_name_prefix="start")
-        self._listeners = ThreadPoolExecutor(len(workers), thread_name_prefix="listen")
         self._closed = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._poller.start()
+        self.pool.start()
 
     @property
     def inflight(self) -> int:
@@ -74,25 +83,29 @@ class Router:
         elif self._closed.is_set():
             active.fail(RequestError("UNAVAILABLE", "the router is shutting down"))
         else:
-            self._starters.submit(self._start, active)
+            self._starters.submit(self._run, self._place, active)
 
     def close(self) -> None:
         """End what is in flight with an error and stop."""
         self._closed.set()
+        self.pool.close()
         self._poller.join()
         for active in list(self._active.values()):
             self._fail(active, RequestError("UNAVAILABLE", "the router is shutting down"))
         self._starters.shutdown()
-        self._listeners.shutdown()
+        end = time.monotonic() + CLOSE_S
+        for listener in list(self._listening.values()):
+            listener.join(max(0.0, end - time.monotonic()))
 
-    def _start(self, active: Active) -> None:
+    def _run(self, step: Callable[[Active], None], active: Active) -> None:
+        """A request's step in a starter thread; what goes wrong is the request's end, and the router goes on."""
         try:
-            self._place(active)
+            step(active)
         except RequestError as error:
             self._fail(active, error)
         except ValueError as error:
             self._fail(active, RequestError("INVALID_ARG", str(error)))
-        except Exception as error:  # the request's end; the router goes on
+        except Exception as error:
             log.exception("request %s failed", active.key)
             self._fail(active, RequestError("INTERNAL", f"{type(error).__name__}: {error}"))
 
@@ -118,65 +131,123 @@ class Router:
         if active.ended:
             return
         if handover is None:
-            shipment = self.fleet.prefill(task.name, prompt[:-1])
-            active.ticket = parse_ticket(shipment[0])
+            active.shipment = self.fleet.prefill(task.name, prompt[:-1])
+            active.ticket = parse_ticket(active.shipment[0])
         else:
-            shipment = handover.shipment
+            active.shipment = handover.shipment
         if active.ticket.weights_digest != task.weights_digest:
             raise ValueError(f"ticket.weights_digest: {active.ticket.weights_digest} is not task {task.name!r}'s, {task.weights_digest}; prefill the prompt again")
         if active.ended:
             self._clean(active)
             return
-        self._admit(active, Admit(id=active.key, router=self.name, task=task.name, prompt=prompt, params=params), shipment)
+        active.admit = Admit(id=active.key, router=self.name, task=task.name, prompt=prompt, params=params)
+        self._assign(active)
 
-    def _admit(self, active: Active, admit: Admit, shipment: list[bytes]) -> None:
+    def _assign(self, active: Active) -> None:
+        """Give a sequence to a worker. One that cannot take it is passed over; if none lives, it waits for one."""
+        tried: set[str] = set()
+        failed: Exception | None = None
+        while not active.ended:
+            tokens = active.admit.params.max_tokens - len(active.tokens)
+            worker = self.pool.pick(active.admit.task, tokens, tried)
+            if worker is None:
+                return self._strand(active, failed)
+            admit = active.assign(worker)
+            if admit is None:
+                return self.pool.put_back(worker, tokens)
+            try:
+                ack = self.fleet.admit(worker, admit, active.shipment)
+            except Exception as error:
+                self.pool.put_back(worker, tokens)
+                if active.withdraw(worker) is None:
+                    return  # ended meanwhile, or the worker was found dead and another is being looked for already
+                if isinstance(error, ValueError) or getattr(error, "code", None) == "INVALID_ARG":
+                    raise
+                if isinstance(error, Gone):
+                    self.pool.lose(worker, error)
+                else:
+                    failed = error
+                    tried.add(worker)
+                continue
+            self.pool.report(worker, ack.load)
+            if active.accept(admit.id):
+                return self._listen(worker)
+            return self._abort(worker, [admit.id])  # whoever ended or moved it could not know that the worker has it now
+
+    def _strand(self, active: Active, failed: Exception | None) -> None:
+        """No worker takes the sequence: wait for one, unless all that live have refused it."""
+        if failed is not None:
+            raise failed
+        self._stranded[active.key] = time.monotonic() + STRANDED_S
+
+    def _lost(self, worker: str) -> None:
+        """A worker is dead or hangs: others go on with what it had."""
         with self._lock:
-            worker = self.policy.pick(admit.task, self._loads)
-            self._loads[worker] += admit.params.max_tokens
-        active.worker = worker
-        try:
-            ack = self.fleet.admit(worker, admit, shipment)
-        except Exception:
-            with self._lock:
-                self._loads[worker] -= admit.params.max_tokens
-            raise
-        active.admitted = True
+            self._listening.pop(worker, None)
+        orphans = self._move(worker, list(self._active.values()), f"decode worker {worker} died")
         with self._lock:
-            self._loads[worker] = ack.load
-        if active.ended:  # cancelled while it was being placed: the one who ended it could not know the worker
-            self._clean(active)
-        else:
-            self._listen(worker)
+            self._orphans[worker] += orphans
+
+    def _found(self, worker: str) -> None:
+        """A worker is back: if it only hung, it drops what others have taken over."""
+        with self._lock:
+            orphans, self._orphans[worker] = self._orphans[worker], []
+        self._abort(worker, orphans)
+
+    def _move(self, worker: str, sequences: list[Active], why: str) -> list[str]:
+        """Have sequences that a worker lost go on elsewhere, from the same KV and the tokens that there are; their ids there."""
+        moved = []
+        for active in sequences:
+            admission = active.withdraw(worker)
+            if admission is None:
+                continue
+            moved.append(admission)
+            if active.assigned >= MOST_WORKERS:
+                self._fail(active, RequestError("INTERNAL", f"{why}; it was the {active.assigned}th to have the sequence"))
+            elif not self._closed.is_set():
+                self._starters.submit(self._run, self._assign, active)
+        return moved
 
     def _listen(self, worker: str) -> None:
         with self._lock:
-            if worker in self._listening:
+            if worker in self._listening or self._closed.is_set():
                 return
-            self._listening.add(worker)
-        self._listeners.submit(self._hear, worker)
+            listener = self._listening[worker] = threading.Thread(target=self._hear, args=(worker,), name=f"listen-{worker}", daemon=True)
+        listener.start()
 
     def _hear(self, worker: str) -> None:
         """Follow a worker's events while this router has sequences there."""
-        known = [a for a in list(self._active.values()) if a.worker == worker and a.admitted]
+        known = self._admitted(worker)
+        broken = None
         try:
             for step in self.fleet.listen(worker, self.name):
-                with self._lock:
-                    self._loads[worker] = step.load
+                self.pool.report(worker, step.load)
                 for event in step.events:
-                    active = self._active.get(event.id)
+                    active = self._active.get(event.id.rpartition("-")[0])
                     if active is not None:
                         self._take(active, event)
-            for active in [a for a in known if not a.ended]:  # else it would wait for events that never come
-                self._fail(active, RequestError("INTERNAL", f"decode worker {worker} no longer has the sequence"))
-        except Exception as error:  # whoever decodes there must hear of it
+        except Gone as error:
+            self.pool.lose(worker, error)
+        except Exception as error:
             log.exception("events of %s ended", worker)
-            for active in [a for a in list(self._active.values()) if a.worker == worker]:
-                self._fail(active, RequestError("INTERNAL", f"decode worker {worker} failed: {error}"))
+            known, broken = self._admitted(worker), error
         with self._lock:
-            self._listening.discard(worker)
-            more = any(active.worker == worker and active.admitted and not active.ended for active in list(self._active.values()))
-        if more and not self._closed.is_set():
+            mine = self._listening.get(worker) is threading.current_thread()
+            if mine:
+                del self._listening[worker]
+        if not mine:
+            return  # the worker was lost meanwhile, and all that it had is elsewhere
+        if broken is not None:
+            self._abort(worker, self._move(worker, list(known.values()), f"decode worker {worker} failed: {broken}"))
+        else:  # what it had all along and did not end would wait for events that never come
+            lost = [active for admission, active in known.items() if active.admission == admission]
+            self._move(worker, lost, f"decode worker {worker} no longer has the sequence")
+        if self._admitted(worker):
             self._listen(worker)
+
+    def _admitted(self, worker: str) -> dict[str, Active]:
+        """The sequences that a worker has of this router, by their ids there."""
+        return {a.admission: a for a in list(self._active.values()) if a.worker == worker and a.admitted and not a.ended}
 
     def _take(self, active: Active, event: TokenEvent) -> None:
         """Handle one request's event; what goes wrong with it ends that request alone."""
@@ -201,18 +272,22 @@ class Router:
     def _clean(self, active: Active, finished: bool = False) -> None:
         """Forget an ended request; free its ticket, and its slot unless the worker itself ended it."""
         self._active.pop(active.key, None)
+        self._stranded.pop(active.key, None)
         if active.ticket is not None and active.ticket.transport in self.transports:
             try:
                 self.transports[active.ticket.transport].release(active.ticket)
             except Exception as error:  # a handed-over ticket may name any location
                 log.warning("could not release the ticket of %s: %s", active.key, error)
         if active.worker is not None and not finished:
-            try:
-                ack = self.fleet.abort(active.worker, [active.key])
-                with self._lock:
-                    self._loads[active.worker] = ack.load
-            except Exception:
-                log.exception("could not abort %s on %s", active.key, active.worker)
+            self._abort(active.worker, [active.admission])
+
+    def _abort(self, worker: str, admissions: list[str]) -> None:
+        if not admissions:
+            return
+        try:
+            self.pool.report(worker, self.fleet.abort(worker, admissions).load)
+        except Exception:
+            log.exception("could not abort %s on %s", ", ".join(admissions), worker)
 
     def _poll(self) -> None:
         """Nobody tells of a cancel or a deadline: look, and keep the leases of tickets in use."""
@@ -224,9 +299,15 @@ class Router:
                     log.exception("could not check request %s", active.key)
 
     def _check(self, active: Active) -> None:
+        stranded = self._stranded.get(active.key)
         if active.client.cancelled():
             self._fail(active, RequestError("CANCELLED", "the client cancelled the request"))
         elif time.monotonic() > active.deadline:
             self._fail(active, RequestError("DEADLINE", f"deadline_s: not finished within {active.deadline_s:g} s"))
+        elif stranded is not None and self.pool.pick(active.admit.task, 0, set()) is not None:
+            del self._stranded[active.key]
+            self._starters.submit(self._run, self._assign, active)
+        elif stranded is not None and time.monotonic() > stranded:
+            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker lives, for {STRANDED_S:g} s now; try again later"))
         elif active.ticket is not None and active.ticket.transport in self.transports:
             self.transports[active.ticket.transport].renew(active.ticket)

@@ -1,0 +1,87 @@
+"""The decode workers as the router knows them: their loads, and who of them lives."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from sun.router.errors import Gone
+from sun.router.fleet import Fleet
+from sun.router.policy import Policy
+
+log = logging.getLogger("sun.router")
+BEAT_S = 0.5
+"""Seconds between heartbeats. With what a fleet takes for one (2 s in Triton), a dead or hanging worker is known within 2.5 s."""
+
+
+class Pool:
+    """Loads in tokens as the workers report them, and a heartbeat for each. Safe to use from any thread.
+
+    lost(worker) is called when a worker is found dead, found(worker) when it answers again, from a thread of the pool's.
+    """
+
+    def __init__(self, fleet: Fleet, workers: list[str], policy: Policy, lost: Callable[[str], None], found: Callable[[str], None]):
+        self.fleet, self.policy, self._lost, self._found = fleet, policy, lost, found
+        self.loads = dict.fromkeys(workers, 0)
+        """Outstanding tokens of the living workers."""
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._beats = [threading.Thread(target=self._beat, args=(worker,), name=f"beat-{worker}", daemon=True) for worker in workers]
+
+    def start(self) -> None:
+        """Begin the heartbeats."""
+        for beat in self._beats:
+            beat.start()
+
+    def close(self) -> None:
+        """Stop the heartbeats; one that waits for a worker is not waited for."""
+        self._closed.set()
+
+    def pick(self, task: str, tokens: int, tried: set[str]) -> str | None:
+        """A living worker for ``task`` that is not among ``tried``, with ``tokens`` on its load at once; None if there is none."""
+        with self._lock:
+            worker = self.policy.pick(task, {name: load for name, load in self.loads.items() if name not in tried})
+            if worker is not None:
+                self.loads[worker] += tokens
+            return worker
+
+    def put_back(self, worker: str, tokens: int) -> None:
+        """The worker did not take what it was picked for."""
+        with self._lock:
+            if worker in self.loads:
+                self.loads[worker] -= tokens
+
+    def report(self, worker: str, load: int) -> None:
+        """What the worker says its load is."""
+        with self._lock:
+            if worker in self.loads:
+                self.loads[worker] = load
+
+    def lose(self, worker: str, why: Exception) -> None:
+        """The worker is dead or hangs."""
+        with self._lock:
+            known = self.loads.pop(worker, None) is not None
+        if known and not self._closed.is_set():
+            log.warning("decode worker %s is lost: %s", worker, why)
+            self._lost(worker)
+
+    def _beat(self, worker: str) -> None:
+        while not self._closed.wait(BEAT_S):
+            try:
+                load = self.fleet.stats(worker).load
+            except Gone as error:
+                self.lose(worker, error)
+            except Exception:  # a refusal is no death: a server that is stopping refuses all calls, and lets sequences end
+                log.debug("no heartbeat of %s", worker, exc_info=True)
+            else:
+                self._find(worker, load)
+
+    def _find(self, worker: str, load: int) -> None:
+        with self._lock:
+            new = worker not in self.loads
+            if new:
+                self.loads[worker] = load
+        if new:
+            log.warning("decode worker %s is back", worker)
+            self._found(worker)

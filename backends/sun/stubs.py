@@ -1,0 +1,64 @@
+"""Which of this server's models have a living process. Triton itself does not say: a killed stub's model stays ready, its calls never end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+PROC = Path("/proc")
+INSTANCE = 8
+"""Where a stub's command line has the name of its model's instance (Triton 24.10)."""
+
+
+class Stubs:
+    """The processes of a tritonserver's Python models. Safe to use from any thread. server: its pid."""
+
+    def __init__(self, server: int):
+        self._server = server
+        self._known: dict[str, frozenset[int]] = {}
+
+    def pids(self, model: str) -> frozenset[int]:
+        """The living processes of a model: one for each of its instances, none if it is not loaded."""
+        known = self._known.get(model, frozenset())
+        if not known or not self.alive(known):
+            self._known = self.models()
+            known = self._known.get(model, frozenset())
+        return known
+
+    def alive(self, pids: frozenset[int]) -> bool:
+        """Whether all of these processes live; one that is dead and not waited for yet does not."""
+        return all(_parent(pid) == self._server for pid in pids)
+
+    def models(self) -> dict[str, frozenset[int]]:
+        """Every model's living processes."""
+        found: dict[str, set[int]] = {}
+        for entry in os.scandir(PROC):
+            if entry.name.isdigit() and _parent(pid := int(entry.name)) == self._server and (model := _model(pid)):
+                found.setdefault(model, set()).add(pid)
+        return {model: frozenset(pids) for model, pids in found.items()}
+
+
+def _parent(pid: int) -> int | None:
+    """A living process's parent; None for one that is dead, waited for or not."""
+    try:
+        # The name in parentheses may hold spaces; the fields behind it may not.
+        state, parent = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state in "ZX" else int(parent)
+
+
+def _model(pid: int) -> str | None:
+    """The model of a stub, from its command line: stub, <repository>/<model>/<version>/model.py, ..., its instance's name, ...
+
+    The one that only completes a configuration, and then ends, has the model's name there.
+    """
+    try:
+        words = (PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    if len(words) <= INSTANCE:
+        return None
+    path, instance = Path(os.fsdecode(words[1])), os.fsdecode(words[INSTANCE])
+    model = path.parent.parent.name
+    return model if path.name == "model.py" and instance != model else None

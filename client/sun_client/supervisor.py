@@ -1,0 +1,98 @@
+"""What keeps a server serving: models whose process died are loaded anew, and so is a server that died or hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from sun.stubs import Stubs
+from sun_client.errors import ServerError
+from sun_client.server import Server, ready
+
+HUNG_S = 30.0
+"""A server that does not say that it is ready for so long, though no model is being loaded, hangs."""
+LOAD_S = 300.0
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds before the server's next start, the longer the sooner it died again."""
+HEALTHY_S = 120.0
+"""A server that ran for so long starts again at once, should it die."""
+
+
+class Supervisor:
+    """Watches a running server; call `look` about twice a second, from the thread that started it.
+
+    say: called with one line for whoever is on call.
+    """
+
+    def __init__(self, server: Server, say: Callable[[str], None]):
+        self._server, self._say = server, say
+        self._healing: dict[str, threading.Thread] = {}
+        self._failures = 0
+        self._watch()
+
+    def look(self) -> None:
+        """See what has died since, and heal it. Blocks while the server itself is started anew. Raises nothing but an interrupt."""
+        try:
+            self._server.poll()
+        except ServerError as error:
+            return self._restart(str(error))
+        living = self._stubs.models()
+        for model, pids in list(self._known.items()):
+            if model not in self._healing and pids - living.get(model, frozenset()):
+                self._say(f"model {model}: its process died; loading it anew")
+                self._healing[model] = threading.Thread(target=self._heal, args=(model,), daemon=True)
+                self._healing[model].start()
+        for model, thread in list(self._healing.items()):
+            if not thread.is_alive():
+                del self._healing[model], self._known[model]
+        self._known |= {model: pids for model, pids in living.items() if model not in self._healing}
+        self._look_for_a_hang()
+
+    def _watch(self) -> None:
+        """Begin to watch a server that has just become ready."""
+        self._stubs = Stubs(self._server.pid)
+        self._known = self._stubs.models()
+        self._started = self._answered = time.monotonic()
+
+    def _heal(self, model: str) -> None:
+        began, server = time.monotonic(), self._server.pid
+        for pause in BACKOFF_S:
+            try:
+                with tritonclient.http.InferenceServerClient(f"{self._server.host}:{self._server.ports.http}", network_timeout=LOAD_S) as client:
+                    client.unload_model(model)
+                    client.load_model(model)
+            except (InferenceServerException, OSError) as error:
+                if self._server.pid != server or not self._server.running:
+                    return  # a new server has it already, or will
+                self._say(f"model {model}: could not be loaded anew: {error}; next try in {pause:g} s")
+                time.sleep(pause)
+            else:
+                return self._say(f"model {model}: serves again, after {time.monotonic() - began:.1f} s")
+        self._say(f"model {model}: given up")
+
+    def _look_for_a_hang(self) -> None:
+        if self._healing or ready(self._server.host, self._server.ports.http):
+            self._answered = time.monotonic()
+        elif time.monotonic() - self._answered > HUNG_S:
+            self._restart(f"tritonserver has not been ready for {HUNG_S:g} s")
+
+    def _restart(self, why: str) -> None:
+        self._say(why)
+        self._failures = 0 if time.monotonic() - self._started > HEALTHY_S else self._failures
+        while True:
+            self._server.stop(drain_s=0)
+            pause = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
+            self._failures += 1
+            self._say(f"starting the server anew in {pause:g} s")
+            time.sleep(pause)
+            try:
+                self._server.start()
+            except ServerError as error:
+                self._say(str(error))
+            else:
+                self._say("the server serves again")
+                return self._watch()
