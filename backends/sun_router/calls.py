@@ -15,6 +15,8 @@ from sun.stubs import Stubs
 
 KEPT_S = 10.0
 """How long an answered call's response iterator is kept."""
+NOT_READY = "is not ready"
+"""Triton's words for a model that is being loaded; its code, UNAVAILABLE, is also that of a server that is stopping."""
 LOOK_S = 0.25
 """How often a call looks whether the process that should answer it lives."""
 
@@ -37,7 +39,8 @@ class Calls:
     def call(self, model: str, tensor, output: str, decoupled: bool = True, timeout: float | None = None) -> Iterator[list[bytes]]:
         """The responses' ``output`` tensors, as their elements. timeout: seconds to wait for each response.
 
-        Raises RequestError for an error response; Gone if the model has no process, loses it meanwhile, or does not answer in time.
+        Raises RequestError for an error response; Gone if the model is not loaded, loses its process meanwhile, or does not answer
+        in time.
         """
         pids = self._stubs.pids(model)
         if not pids:
@@ -86,6 +89,8 @@ class Calls:
                 yield [bytes(part) for part in response.output_tensors()[0].as_numpy().reshape(-1)]
         if decoupled:
             self._keep(responses)
+        if error is not None and NOT_READY in error.message():
+            raise Gone(f"{model}: {error.message()}")
         if error is not None:
             raise RequestError(router_code(error.code()), f"{model}: {error.message()}")
 

@@ -16,6 +16,8 @@ from sun_client.server import Server, ready
 HUNG_S = 30.0
 """A server that does not say that it is ready for so long, though no model is being loaded, hangs."""
 LOAD_S = 300.0
+ROUTER = "sun"
+"""Its clients' streams are Triton's, which never ends those of a process that died: only the server's own end does."""
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 """Seconds before the server's next start, the longer the sooner it died again."""
 HEALTHY_S = 120.0
@@ -43,6 +45,8 @@ class Supervisor:
         living = self._stubs.models()
         for model, pids in list(self._known.items()):
             if model not in self._healing and pids - living.get(model, frozenset()):
+                if model == ROUTER:
+                    return self._restart("the router's process died: its streams would never end")
                 self._say(f"model {model}: its process died; loading it anew")
                 self._healing[model] = threading.Thread(target=self._heal, args=(model,), daemon=True)
                 self._healing[model].start()

@@ -1,0 +1,128 @@
+"""Processes are killed under load: what can go on goes on with the same text, all else ends with an error, and the supervisor heals."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sun.stubs import Stubs
+from sun_client.client import SunClient
+from sun_client.errors import SunError
+from sun_client.server import Server
+from sun_client.supervisor import Supervisor
+from tests.server.conftest import SHIPPED, free_ports, wait_until
+
+PROMPT = "find big files"
+SAMPLINGS = ({"temperature": 0}, {"temperature": 0.9, "seed": 5})
+LENGTH = {"max_tokens": 40, "ignore_eos": True}
+HEAL_S = 60.0
+
+
+class Watched:
+    """A server with its supervisor, which looks after it in this thread while `work` runs in others."""
+
+    def __init__(self, server: Server):
+        self.server, self.said = server, []
+        self.supervisor = Supervisor(server, self.said.append)
+        self.pool = ThreadPoolExecutor(16)
+
+    def ask(self, task: str, sampling: dict) -> Future[list[int]]:
+        """The tokens of a streamed answer."""
+        def tokens() -> list[int]:
+            with SunClient(f"127.0.0.1:{self.server.ports.grpc}") as client:
+                return [token for piece in client.stream(task, PROMPT, sampling={**LENGTH, **sampling}, timeout=120) for token in piece.token_ids]
+        return self.pool.submit(tokens)
+
+    def ask_all(self) -> dict[tuple[str, int], Future[list[int]]]:
+        """Every task, greedy and seeded."""
+        return {(task, i): self.ask(task, sampling) for task in SHIPPED for i, sampling in enumerate(SAMPLINGS)}
+
+    def running(self, worker: str) -> bool:
+        """Whether a worker decodes now."""
+        with SunClient(f"127.0.0.1:{self.server.ports.grpc}") as client:
+            return client.worker_stats(worker).running > 0
+
+    def kill(self, *models: str) -> None:
+        """SIGKILL to models' processes."""
+        for model in models:
+            for pid in Stubs(self.server.pid).pids(model):
+                os.kill(pid, signal.SIGKILL)
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Let the supervisor look until ``holds``."""
+        def look() -> bool:
+            self.supervisor.look()
+            return holds()
+        assert wait_until(look, HEAL_S), self.said
+
+    def healed(self, *models: str) -> None:
+        """Let the supervisor look until these models are said to serve again."""
+        self.until(lambda: all(any(line.startswith(f"model {model}: serves again") for line in self.said) for model in models))
+
+
+@pytest.fixture(scope="module")
+def watched(root: Path) -> Iterator[Watched]:
+    """A server of its own for the tests of this file, on the repository of all."""
+    with Server(root, free_ports()) as server:
+        watched = Watched(server)
+        yield watched
+        watched.pool.shutdown()
+        server.stop(drain_s=0)  # Triton waits for streams of the killed
+    assert server.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def expected(watched: Watched) -> dict[tuple[str, int], list[int]]:
+    """The tokens of an undisturbed run."""
+    return {key: future.result() for key, future in watched.ask_all().items()}
+
+
+def test_a_killed_decode_workers_streams_go_on_with_the_same_text_and_it_comes_back(watched, expected):
+    answers = watched.ask_all()
+    assert wait_until(lambda: watched.running("decode_0"))
+    watched.kill("decode_0")
+    assert {key: future.result() for key, future in answers.items()} == expected
+    watched.healed("decode_0")
+    answers = watched.ask_all()
+    assert wait_until(lambda: watched.running("decode_0"))
+    assert {key: future.result() for key, future in answers.items()} == expected
+
+
+def test_with_all_workers_killed_streams_wait_for_the_supervisor_and_go_on(watched, expected):
+    watched.said.clear()
+    answers = watched.ask_all()
+    assert wait_until(lambda: watched.running("decode_0") and watched.running("decode_1"))
+    watched.kill("decode_0", "decode_1")
+    watched.healed("decode_0", "decode_1")
+    assert {key: future.result() for key, future in answers.items()} == expected
+
+
+def test_a_killed_prefill_fails_its_own_requests_with_an_error_and_no_others(watched, expected):
+    watched.said.clear()
+    long = {"math": watched.ask("math", {"temperature": 0})}
+    watched.kill("prefill_bash")
+    with pytest.raises(SunError, match="prefill_bash: (its process died|has no process)"):
+        watched.ask("bash", {"temperature": 0}).result()
+    assert long["math"].result() == expected["math", 0]
+    watched.healed("prefill_bash")
+    assert watched.ask("bash", {"temperature": 0}).result() == expected["bash", 0]
+
+
+@pytest.mark.parametrize("victim", ["router", "server"])
+def test_when_router_or_server_die_streams_end_with_an_error_and_all_is_started_anew(watched, expected, victim):
+    watched.said.clear()
+    answer = watched.ask("math", {"max_tokens": 3000})
+    assert wait_until(lambda: watched.running("decode_0") or watched.running("decode_1"))
+    if victim == "router":
+        watched.kill("sun")
+    else:
+        os.kill(watched.server.pid, signal.SIGKILL)
+    watched.until(lambda: "the server serves again" in watched.said)
+    with pytest.raises(SunError):
+        answer.result(timeout=HEAL_S)
+    assert watched.ask("math", {"temperature": 0}).result() == expected["math", 0]
