@@ -11,7 +11,17 @@ import triton_python_backend_utils as pb_utils
 from sun.handoff.inline import Inline
 from sun.handoff.shm import Shm
 from sun.messages import Abort, Admit, GetStats, Listen, Reply, decode_request, encode
+from sun.router.meter import STEPS_S
 from sun.settings import Place
+from sun_triton.meter import TritonMeter
+
+METRICS = {
+    "sun_decode_step_seconds": ("A decode step's time, by worker: the time between two tokens of all its sequences", STEPS_S),
+    "sun_decode_batch_size": ("Sequences in a decode step, by worker", (1, 2, 4, 8, 16, 32, 64, 128)),
+    "sun_decode_batch_tasks": ("Different tasks in a decode step, by worker", (1, 2, 4, 8, 16, 32)),
+    "sun_kv_cache_usage_ratio": ("Share of the KV pool's tokens that is taken, by worker", ()),
+}
+"""See `sun.router.meter.METRICS`."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,9 +62,16 @@ class TritonPythonModel:
         settings = place.settings(Settings)
         base, model = load_decode(place.base_dir, settings.scheme, place.folder("weights", settings.weights))
         pool = KVPool(base.geometry, settings.kv_tokens)
-        self.shm = Shm()
+        self.shm, self.meter = Shm(), TritonMeter(METRICS)
         executor = CpuExecutor(model, pool, settings.threads)
-        self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads)
+
+        def stepped(record):
+            self.meter.add("sun_decode_step_seconds", record.ms / 1e3, worker=place.name)
+            self.meter.add("sun_decode_batch_size", sum(record.tasks.values()), worker=place.name)
+            self.meter.add("sun_decode_batch_tasks", len(record.tasks), worker=place.name)
+            self.meter.set("sun_kv_cache_usage_ratio", 1 - pool.free_tokens / pool.budget, worker=place.name)
+
+        self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped)
 
     def execute(self, requests):
         """Answer at once, but for `Listen`, which a thread serves as long as its router has sequences here."""
@@ -88,6 +105,7 @@ class TritonPythonModel:
         """Stop the engine; what still decodes ends with an error."""
         self.engine.close()
         self.shm.close()
+        self.meter.close()
 
 
 def response(replies: list[Reply]):

@@ -12,11 +12,14 @@ from sun.settings import Place
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """token_budget: most tokens in a pass. threads: CPU threads of a pass. transport: "shm" or "inline".
 
+    prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
+
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
     """
 
     token_budget: int = 512
     threads: int = 1
+    prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
 
@@ -44,7 +47,7 @@ class TritonPythonModel:
         if settings.transport not in ("shm", "inline"):
             raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
         self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
-        self.engine = PrefillEngine(model, task, self.transport, settings.token_budget, settings.threads)
+        self.engine = PrefillEngine(model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens)
 
     def execute(self, requests):
         """Queue the prompts; each is answered when its KV is published."""

@@ -7,6 +7,8 @@ import msgspec
 from sun.handoff.shm import Shm
 from sun.model.manifest import BaseManifest
 from sun.router.errors import RequestError
+from sun.router.fair_queue import Bounds, parse_weights
+from sun.router.meter import METRICS
 from sun.router.policy import make_policy
 from sun.router.request import INPUTS, OUTPUTS, parse_request
 from sun.router.router import Limits, Router
@@ -15,13 +17,15 @@ from sun.settings import Place
 from sun.text.prompt import PromptFormat
 from sun_router.client import TritonClient
 from sun_router.fleet import BlsFleet
+from sun_triton.meter import TritonMeter
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """policy: "least_tokens", "round_robin" or "partitioned". workers: decode models by name, separated by spaces (default: all `decode_*`).
 
     owners: with policy partitioned, which task has which workers, e.g. "banking=decode_0 bash=decode_1,decode_2".
-    max_inflight, max_tokens, deadline_s: see `sun.router.router.Limits`.
+    max_inflight, max_tokens, deadline_s, max_running_tokens: see `sun.router.router.Limits`. max_queued_tokens,
+    max_task_queued_tokens, weights ("banking=2 bash=1"): see `sun.router.fair_queue.Bounds`.
     """
 
     policy: str = "least_tokens"
@@ -30,6 +34,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     max_inflight: int = Limits.max_inflight
     max_tokens: int = Limits.max_tokens
     deadline_s: float = Limits.deadline_s
+    max_running_tokens: int = Limits.max_running_tokens
+    max_queued_tokens: int = Bounds.tokens
+    max_task_queued_tokens: int = Bounds.task_tokens
+    weights: str = ""
 
 
 class TritonPythonModel:
@@ -54,11 +62,14 @@ class TritonPythonModel:
         if not workers:
             raise ValueError(f"{place.repository}: no decode worker; there must be at least one folder decode_<k>")
         base = BaseManifest.load(place.base_dir)
-        limits = Limits(settings.max_inflight, min(settings.max_tokens, base.max_context), settings.deadline_s)
-        self.shm = Shm()
+        limits = Limits(
+            settings.max_inflight, min(settings.max_tokens, base.max_context), settings.deadline_s,
+            max_running_tokens=settings.max_running_tokens,
+            queue=Bounds(settings.max_queued_tokens, settings.max_task_queued_tokens, parse_weights(settings.weights)))
+        self.shm, self.meter = Shm(), TritonMeter(METRICS)
         self.router = Router(
             BlsFleet(), workers, TaskRegistry(place.repository), PromptFormat.load(place.base_dir, base.prompt),
-            make_policy(settings.policy, settings.owners, workers), [self.shm], limits)
+            make_policy(settings.policy, settings.owners, workers), [self.shm], limits, self.meter)
 
     def execute(self, requests):
         """Hand the requests to the router, which answers from its own threads."""
@@ -77,3 +88,4 @@ class TritonPythonModel:
         """End what is in flight and stop."""
         self.router.close()
         self.shm.close()
+        self.meter.close()

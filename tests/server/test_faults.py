@@ -88,6 +88,7 @@ def test_a_killed_decode_workers_streams_go_on_with_the_same_text_and_it_comes_b
     watched.kill("decode_0")
     assert {key: future.result() for key, future in answers.items()} == expected
     watched.healed("decode_0")
+    assert wait_until(lambda: "decode worker decode_0 is back" in watched.server.log.read_text())
     answers = watched.ask_all()
     assert wait_until(lambda: watched.running("decode_0"))
     assert {key: future.result() for key, future in answers.items()} == expected

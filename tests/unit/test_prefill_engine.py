@@ -31,9 +31,9 @@ def prefill(base_dir, repository):
     """Makes engines of the task ``lora`` unless told otherwise."""
     made = []
 
-    def make(token_budget: int = 512, task: str = "lora", transport=None) -> PrefillEngine:
+    def make(token_budget: int = 512, task: str = "lora", transport=None, prefix_tokens: int = 0) -> PrefillEngine:
         manifest, module = load_prefill(base_dir, repository / f"prefill_{task}" / "1")
-        made.append(PrefillEngine(module, manifest, transport or Inline(), token_budget))
+        made.append(PrefillEngine(module, manifest, transport or Inline(), token_budget, prefix_tokens=prefix_tokens))
         return made[-1]
 
     yield make
@@ -89,6 +89,18 @@ def test_kv_does_not_depend_on_chunks_or_company(prefill, token_budget):
         whole = alone[tuple(ids)]
         assert torch.allclose(kv(future.result(PATIENCE_S)), whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
     assert max(held.sizes) <= token_budget
+
+
+@pytest.mark.parametrize("token_budget", [3, 512])
+def test_a_shared_beginning_is_run_once_and_gives_the_same_kv(prefill, token_budget):
+    beginning = PROMPTS[4][:41]
+    prompts = [[*beginning, *PROMPTS[i]] for i in (0, 2, 5)] + [beginning, beginning[:24], [*PROMPTS[4], *PROMPTS[4]]]
+    engine, plain = prefill(token_budget, prefix_tokens=1024), prefill(token_budget)
+    for ids in prompts * 2:
+        whole = kv(plain.submit(ids).result(PATIENCE_S))
+        assert torch.allclose(kv(engine.submit(ids).result(PATIENCE_S)), whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+    # The second time all whole blocks are there, and the first time 40 or 24 tokens of all but the first.
+    assert engine.cache.found == 4 * 40 + 24 + sum(len(ids) // 8 * 8 for ids in prompts)
 
 
 def test_a_ticket_names_base_task_weights_and_tokens(prefill, base):

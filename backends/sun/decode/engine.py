@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -29,14 +30,14 @@ REPLAY_ROWS = 32
 class DecodeEngine:
     """One worker of the pool. Two threads: one pulls the KV of admitted sequences, one runs the steps.
 
-    max_batch: most sequences in a step. threads: torch's threads for a step (None: torch's default).
+    max_batch: most sequences in a step. threads: torch's threads for a step (None: torch's default). stepped: told of each step.
     """
 
     def __init__(self, base: BaseManifest, executor: Executor, pool: KVPool, transports: list[Transport],
-                 max_batch: int = 64, threads: int | None = None):
+                 max_batch: int = 64, threads: int | None = None, stepped: Callable[[StepRecord], None] = lambda record: None):
         self.base, self.executor, self.pool, self.threads = base, executor, pool, threads
         self.transports = {transport.name: transport for transport in transports}
-        self.scheduler = Scheduler(pool, max_batch)
+        self.scheduler, self._stepped = Scheduler(pool, max_batch), stepped
         self.outbox = Outbox()
         self._by_id: dict[str, Sequence] = {}
         self._records: deque[StepRecord] = deque(maxlen=STEPS_KEPT)
@@ -198,8 +199,10 @@ class DecodeEngine:
         with self._changed:
             self._step += 1
             tasks = dict(Counter(s.admit.task for s in batch))
-            self._records.append(StepRecord(step=self._step, ms=round((time.perf_counter() - started) * 1e3, 3), tasks=tasks))
+            record = StepRecord(step=self._step, ms=round((time.perf_counter() - started) * 1e3, 3), tasks=tasks)
+            self._records.append(record)
             self._report(batch, choices)
+        self._stepped(record)
 
     def _report(self, batch: list[Sequence], choices: list[Choice]) -> None:
         events: dict[str, list[TokenEvent]] = defaultdict(list)

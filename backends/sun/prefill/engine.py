@@ -16,15 +16,17 @@ from sun.handoff.ticket import describe
 from sun.handoff.transport import Publication, Transport
 from sun.model.llama import Llama
 from sun.model.manifest import TaskManifest
+from sun.prefill.prefix_cache import BLOCK, PrefixCache
 
 
 @dataclass(eq=False)  # a job is itself alone: comparing tensors of different prompts raises
 class Job:
-    """One prompt on its way: ``done`` of its ``ids`` have their K and V in ``kv``."""
+    """One prompt on its way: ``done`` of its ``ids`` have their K and V in ``kv``, or the first of them in ``prefix`` until there is one."""
 
     ids: Tensor
     future: Future[list[bytes]]
     done: int = 0
+    prefix: list[Tensor] | None = None
     publication: Publication | None = None
     kv: Tensor = field(default_factory=lambda: torch.empty(0))
 
@@ -64,10 +66,12 @@ def plan(jobs: deque[Job], budget: int) -> list[Chunk]:
 class PrefillEngine:
     """Runs a task's prefill module in a thread of its own and publishes each prompt's KV.
 
-    token_budget: most tokens in one pass; longer prompts are processed in chunks of it.
+    token_budget: most tokens in one pass; longer prompts are processed in chunks of it. prefix_tokens: see `PrefixCache`.
     """
 
-    def __init__(self, model: Llama, task: TaskManifest, transport: Transport, token_budget: int = 512, threads: int | None = None):
+    def __init__(self, model: Llama, task: TaskManifest, transport: Transport, token_budget: int = 512, threads: int | None = None,
+                 prefix_tokens: int = 0):
+        self.cache = PrefixCache(prefix_tokens)
         self.model, self.task, self.transport = model, task, transport
         self.token_budget, self.threads = token_budget, threads
         self._jobs: deque[Job] = deque()
@@ -109,6 +113,8 @@ class PrefillEngine:
                 self._wake.wait_for(lambda: self._jobs or self._closed)
                 if not self._jobs:
                     return
+                for job in self._jobs:
+                    self._match(job)
                 chunks = plan(self._jobs, self.token_budget)
             chunks = [chunk for chunk in chunks if self._reserve(chunk.job)]
             try:
@@ -120,6 +126,12 @@ class PrefillEngine:
                 if not chunk.job.left and not chunk.job.future.done():
                     self._ship(chunk.job)
 
+    def _match(self, job: Job) -> None:
+        """Leave out what the cache has of a new prompt."""
+        if job.prefix is None:
+            job.prefix = self.cache.match(job.ids.tolist())
+            job.done = BLOCK * len(job.prefix)
+
     def _reserve(self, job: Job) -> bool:
         """Make room for a prompt's KV when its first chunk comes up; a prompt without room fails alone."""
         if job.publication is None:
@@ -130,10 +142,14 @@ class PrefillEngine:
                 self._drop(job, OSError(error.errno, f"no room for the KV of {len(job.ids)} tokens ({self.transport.name}): {error.strerror}"))
                 return False
             job.kv = kv_tensor(job.publication.buffer, (geometry.layers, 2, geometry.kv_heads, len(job.ids), geometry.head_dim))
+            if job.prefix:
+                job.kv[..., : job.done, :] = torch.cat(job.prefix, dim=-2)
+            job.prefix = []
         return True
 
     def _ship(self, job: Job) -> None:
         assert job.publication is not None
+        self.cache.add(job.ids.tolist(), job.kv)
         job.kv = torch.empty(0)
         shipment = job.publication.ship(
             lambda kv, transport, location: describe(self.model.base, self.task, len(job.ids), kv, transport, location))

@@ -12,6 +12,7 @@ import msgspec
 from sun.handoff.ticket import Ticket
 from sun.messages import Admit, TokenEvent
 from sun.router.errors import RequestError
+from sun.router.meter import Meter, NoMeter, Stopwatch
 from sun.router.request import GenerateRequest
 from sun.text.stream import TextStream
 
@@ -50,8 +51,8 @@ class Client(Protocol):
 class Active:
     """One request's way through the router. Whatever ends it first wins; all else is then ignored."""
 
-    def __init__(self, key: str, request: GenerateRequest, client: Client, deadline_s: float):
-        self.key, self.request, self.client = key, request, client
+    def __init__(self, key: str, request: GenerateRequest, client: Client, deadline_s: float, meter: Meter = NoMeter()):
+        self.key, self.request, self.client, self.watch = key, request, client, Stopwatch(meter)
         self.deadline = time.monotonic() + deadline_s
         self.deadline_s = deadline_s
         self.ended = False
@@ -110,6 +111,7 @@ class Active:
             if self.ended or event.id != self.admission:
                 return False
             self.tokens.append(event.token)
+            self.watch.token()
             text, hit = ("", False) if event.finish == "stop" else self.text.push(event.token)
             finish = "stop" if hit else event.finish
             if event.finish and not hit:
@@ -118,6 +120,8 @@ class Active:
             self._pending.add(Piece(text, [event.token], self._logprob(event), finish_reason=finish))
             if finish or (self.request.stream and (text or self._wants_tokens)):
                 self.ended = finish is not None
+                if finish:
+                    self.watch.finished(finish)
                 piece, self._pending = self._pending, Piece(num_input_tokens=self._pending.num_input_tokens)
                 self.client.send(piece)
             return self.ended
@@ -128,8 +132,14 @@ class Active:
             if self.ended:
                 return False
             self.ended = True
+            self.watch.failed(error.code)
             self.client.fail(error)
             return True
+
+    @property
+    def cost(self) -> int:
+        """Tokens that it may come to, prompt and answer."""
+        return len(self.admit.prompt) + self.admit.params.max_tokens
 
     @property
     def _wants_tokens(self) -> bool:

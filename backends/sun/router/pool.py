@@ -23,11 +23,19 @@ class Pool:
 
     def __init__(self, fleet: Fleet, workers: list[str], policy: Policy, lost: Callable[[str], None], found: Callable[[str], None]):
         self.fleet, self.policy, self._lost, self._found = fleet, policy, lost, found
+        self.workers = tuple(workers)
+        self._budgets: dict[str, int] = {}
         self.loads = dict.fromkeys(workers, 0)
         """Outstanding tokens of the living workers."""
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._beats = [threading.Thread(target=self._beat, args=(worker,), name=f"beat-{worker}", daemon=True) for worker in workers]
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens for which the living workers have room together; None as long as they have not said."""
+        with self._lock:
+            return sum(self._budgets.get(worker, 0) for worker in self.loads) or None
 
     def start(self) -> None:
         """Begin the heartbeats."""
@@ -69,16 +77,17 @@ class Pool:
     def _beat(self, worker: str) -> None:
         while not self._closed.wait(BEAT_S):
             try:
-                load = self.fleet.stats(worker).load
+                stats = self.fleet.stats(worker)
             except Gone as error:
                 self.lose(worker, error)
             except Exception:  # a refusal is no death: a server that is stopping refuses all calls, and lets sequences end
                 log.debug("no heartbeat of %s", worker, exc_info=True)
             else:
-                self._find(worker, load)
+                self._find(worker, stats.load, stats.budget_tokens)
 
-    def _find(self, worker: str, load: int) -> None:
+    def _find(self, worker: str, load: int, budget: int) -> None:
         with self._lock:
+            self._budgets[worker] = budget
             new = worker not in self.loads
             if new:
                 self.loads[worker] = load

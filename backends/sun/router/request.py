@@ -12,6 +12,7 @@ import numpy as np
 
 from sun.decode.params import SamplingParams, sampling_params
 from sun.router.errors import RequestError
+from sun.router.fair_queue import PRIORITIES
 from sun.text.prompt import check_messages
 
 MAX_TEXT_BYTES = 1 << 20
@@ -53,6 +54,7 @@ class GenerateRequest:
     echo: str = ""
     returns: frozenset[str] = frozenset()
     deadline_s: float | None = None
+    priority: str = "normal"
     handover: Handover | None = None
 
     def params(self, defaults: dict[str, Any]) -> SamplingParams:
@@ -80,6 +82,9 @@ def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> Generat
     deadline_s = given.pop("deadline_s", None)
     if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 86400):
         raise ValueError(f"deadline_s: must be more than 0 and less than 86400 seconds, got {deadline_s!r}")
+    priority = given.pop("priority_class", "normal")
+    if priority not in PRIORITIES:
+        raise ValueError(f"priority_class: must be one of {', '.join(PRIORITIES)}, got {str(priority)[:64]!r}")
     text = parse_text(inputs)
     echo = ""
     if not _one(inputs, "exclude_input_in_output", True):
@@ -88,7 +93,7 @@ def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> Generat
         echo = text[-1]["content"]
     return GenerateRequest(
         messages=text, sampling={**sampling, **given}, task=_text(inputs, "task") or None, stream=stream, echo=echo,
-        returns=returns, deadline_s=deadline_s, handover=_handover(inputs))
+        returns=returns, deadline_s=deadline_s, priority=priority, handover=_handover(inputs))
 
 
 def parse_text(inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import threading
@@ -14,8 +15,11 @@ from sun.handoff.ticket import parse as parse_ticket
 from sun.handoff.transport import Transport
 from sun.messages import Admit, TokenEvent
 from sun.router.active import Active, Client
+from sun.router.admission import Admission
 from sun.router.errors import Gone, RequestError
+from sun.router.fair_queue import Bounds
 from sun.router.fleet import Fleet
+from sun.router.meter import Meter, NoMeter
 from sun.router.policy import Policy
 from sun.router.pool import Pool
 from sun.router.request import GenerateRequest
@@ -25,6 +29,10 @@ from sun.text.stream import TextStream
 
 log = logging.getLogger("sun.router")
 POLL_S = 0.2
+READERS, MOVERS = 4, 4
+"""Threads that read requests, and that find new workers for sequences beside those that begin."""
+GAUGE_POLLS = 5
+"""Gauges are set at every so many polls: once a second."""
 STRANDED_S = 30.0
 """How long a request waits for a worker to come back when none lives."""
 MOST_WORKERS = 4
@@ -34,12 +42,18 @@ CLOSE_S = 5.0
 
 @dataclass(frozen=True)
 class Limits:
-    """The router's bounds: requests in flight before it refuses, tokens a sequence may have, seconds it may take."""
+    """The router's bounds: requests in flight before it refuses, tokens a sequence may have, seconds it may take.
+
+    starting: requests on their way into a worker at once. max_running_tokens: tokens, prompts and whole answers, of requests
+    beyond the queue; 0 is what the living workers' KV pools hold. queue: of what waits.
+    """
 
     max_inflight: int = 256
     max_tokens: int = 4096
     deadline_s: float = 600.0
     starting: int = 16
+    max_running_tokens: int = 0
+    queue: Bounds = Bounds()
 
 
 class Router:
@@ -49,8 +63,8 @@ class Router:
     """
 
     def __init__(self, fleet: Fleet, workers: list[str], tasks: TaskRegistry, prompts: PromptFormat, policy: Policy,
-                 transports: list[Transport], limits: Limits = Limits()):
-        self.fleet, self.tasks, self.prompts, self.limits = fleet, tasks, prompts, limits
+                 transports: list[Transport], limits: Limits = Limits(), meter: Meter = NoMeter()):
+        self.fleet, self.tasks, self.prompts, self.limits, self.meter = fleet, tasks, prompts, limits, meter
         self.name = secrets.token_hex(8)
         self.transports = {transport.name: transport for transport in transports}
         self.pool = Pool(fleet, workers, policy, self._lost, self._found)
@@ -59,7 +73,9 @@ class Router:
         self._stranded: dict[str, float] = {}
         self._orphans: dict[str, list[str]] = {worker: [] for worker in workers}
         self._lock = threading.Lock()
-        self._starters = ThreadPoolExecutor(limits.starting, thread_name_prefix="start")
+        self.admission = Admission(limits.queue, limits.starting, lambda: limits.max_running_tokens or self.pool.budget)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
+        self._starters = ThreadPoolExecutor(limits.starting + MOVERS, thread_name_prefix="start")
         self._closed = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._poller.start()
@@ -73,7 +89,7 @@ class Router:
     def submit(self, request: GenerateRequest, client: Client) -> None:
         """Take a request; its answer or error goes to ``client``, UNAVAILABLE at once if too many are in flight."""
         deadline_s = min(request.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
-        active = Active(secrets.token_hex(8), request, client, deadline_s)
+        active = Active(secrets.token_hex(8), request, client, deadline_s, self.meter)
         with self._lock:
             full = len(self._active) >= self.limits.max_inflight
             if not full and not self._closed.is_set():
@@ -83,7 +99,7 @@ class Router:
         elif self._closed.is_set():
             active.fail(RequestError("UNAVAILABLE", "the router is shutting down"))
         else:
-            self._starters.submit(self._run, self._place, active)
+            self._readers.submit(self._run, self._read, active)
 
     def close(self) -> None:
         """End what is in flight with an error and stop."""
@@ -92,6 +108,7 @@ class Router:
         self._poller.join()
         for active in list(self._active.values()):
             self._fail(active, RequestError("UNAVAILABLE", "the router is shutting down"))
+        self._readers.shutdown()
         self._starters.shutdown()
         end = time.monotonic() + CLOSE_S
         for listener in list(self._listening.values()):
@@ -109,8 +126,8 @@ class Router:
             log.exception("request %s failed", active.key)
             self._fail(active, RequestError("INTERNAL", f"{type(error).__name__}: {error}"))
 
-    def _place(self, active: Active) -> None:
-        """Everything up to the worker's taking it, in one of the starter threads."""
+    def _read(self, active: Active) -> None:
+        """Check a request, turn its text into tokens, and let it wait; in one of the reader threads."""
         request, handover = active.request, active.request.handover
         if handover is not None:
             active.ticket = parse_ticket(handover.shipment[0])
@@ -128,11 +145,33 @@ class Router:
                 f"sampling_parameters.max_tokens: {params.max_tokens} on top of a prompt of {len(prompt)} tokens is over the limit; "
                 f"it can be at most {self.limits.max_tokens - len(prompt) + 1} here")
         active.begin(TextStream(self.prompts.tokenizer.backend_tokenizer, params.stop), len(prompt))
+        active.admit = Admit(id=active.key, router=self.name, task=task.name, prompt=prompt, params=params)
+        active.watch.queued(task.name, len(prompt))
+        self.admission.put(active)
+        self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Begin what may begin now."""
+        while not self._closed.is_set() and (active := self.admission.take()) is not None:
+            self._starters.submit(self._begin, active)
+
+    def _begin(self, active: Active) -> None:
+        try:
+            self._run(self._place, active)
+        finally:
+            self.admission.begun(active)
+            self._dispatch()
+
+    def _place(self, active: Active) -> None:
+        """From the queue into a worker, in one of the starter threads."""
         if active.ended:
             return
+        active.watch.begun()
+        handover, task = active.request.handover, self.tasks.get(active.admit.task)
         if handover is None:
-            active.shipment = self.fleet.prefill(task.name, prompt[:-1])
+            active.shipment = self.fleet.prefill(task.name, active.admit.prompt[:-1])
             active.ticket = parse_ticket(active.shipment[0])
+            active.watch.prefilled(active.ticket.nbytes)
         else:
             active.shipment = handover.shipment
         if active.ticket.weights_digest != task.weights_digest:
@@ -140,7 +179,6 @@ class Router:
         if active.ended:
             self._clean(active)
             return
-        active.admit = Admit(id=active.key, router=self.name, task=task.name, prompt=prompt, params=params)
         self._assign(active)
 
     def _assign(self, active: Active) -> None:
@@ -202,6 +240,7 @@ class Router:
             if admission is None:
                 continue
             moved.append(admission)
+            self.meter.add("sun_failover_total", worker=worker)
             if active.assigned >= MOST_WORKERS:
                 self._fail(active, RequestError("INTERNAL", f"{why}; it was the {active.assigned}th to have the sequence"))
             elif not self._closed.is_set():
@@ -273,6 +312,9 @@ class Router:
         """Forget an ended request; free its ticket, and its slot unless the worker itself ended it."""
         self._active.pop(active.key, None)
         self._stranded.pop(active.key, None)
+        if active.admit is not None:
+            self.admission.ended(active)
+            self._dispatch()
         if active.ticket is not None and active.ticket.transport in self.transports:
             try:
                 self.transports[active.ticket.transport].release(active.ticket)
@@ -291,12 +333,30 @@ class Router:
 
     def _poll(self) -> None:
         """Nobody tells of a cancel or a deadline: look, and keep the leases of tickets in use."""
-        while not self._closed.wait(POLL_S):
+        for count in itertools.count():
+            if self._closed.wait(POLL_S):
+                return
+            if count % GAUGE_POLLS == 0:
+                self._gauge()
             for active in list(self._active.values()):
                 try:
                     self._check(active)
                 except Exception:
                     log.exception("could not check request %s", active.key)
+
+    def _gauge(self) -> None:
+        """Note how many requests of each task there are, and the workers' loads."""
+        counts = {(name, task): 0 for name in ("running", "waiting") for task in self.tasks.names()}
+        for active in list(self._active.values()):
+            if active.watch.task:
+                key = ("running" if active.admitted else "waiting", active.watch.task)
+                counts[key] = counts.get(key, 0) + 1
+        for (name, task), count in counts.items():
+            self.meter.set(f"sun_num_requests_{name}", count, task=task)
+        loads = dict(self.pool.loads)
+        for worker in self.pool.workers:
+            self.meter.set("sun_worker_up", worker in loads, worker=worker)
+            self.meter.set("sun_worker_outstanding_tokens", loads.get(worker, 0), worker=worker)
 
     def _check(self, active: Active) -> None:
         stranded = self._stranded.get(active.key)

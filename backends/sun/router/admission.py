@@ -1,0 +1,72 @@
+"""Which request may begin: within what the workers can hold, fairly among tasks."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+from sun.router.active import Active
+from sun.router.fair_queue import Bounds, FairQueue
+
+
+class Admission:
+    """A fair queue before prefill, and books of what left it. Safe to use from any thread.
+
+    starting: requests that may be on their way from the queue into a worker at once; a task may have three quarters of them, so
+    that another always finds a place. room(): tokens that all running requests may need together, None for no limit. A request
+    larger than it runs alone.
+    """
+
+    def __init__(self, bounds: Bounds, starting: int, room: Callable[[], int | None]):
+        self._queue: FairQueue[Active] = FairQueue(bounds)
+        self._starting, self._task_starting, self._room = starting, max(1, starting * 3 // 4), room
+        self._begun: Counter[str] = Counter()
+        self._running: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._queue)
+
+    @property
+    def running_tokens(self) -> int:
+        """Tokens that the running requests may need."""
+        return sum(self._running.values())
+
+    def put(self, active: Active) -> None:
+        """Let a request wait. Raises RequestError (UNAVAILABLE) if too much waits already."""
+        with self._lock:
+            self._queue.put(active.admit.task, active.cost, active, active.request.priority)
+        if active.ended:  # its end may have looked for it here before it came
+            self.ended(active)
+
+    def take(self) -> Active | None:
+        """The next request that may begin, if any; say `begun` when it has come into a worker or failed to."""
+        with self._lock:
+            if self._begun.total() >= self._starting:
+                return None
+            room = self._room() if self._running else None
+            barred = frozenset(task for task, count in self._begun.items() if count >= self._task_starting)
+            popped = self._queue.pop(None if room is None else room - self.running_tokens, barred)
+            if popped is None:
+                return None
+            task, cost, active = popped
+            self._begun[task] += 1
+            self._running[active.key] = cost
+            return active
+
+    def begun(self, active: Active) -> None:
+        """A taken request needs its place among the starting no longer."""
+        with self._lock:
+            self._begun[active.admit.task] -= 1
+
+    def ended(self, active: Active) -> None:
+        """A request ended, whether it waited or ran; asking twice is harmless."""
+        with self._lock:
+            cost = self._running.pop(active.key, None)
+            if cost is not None:
+                self._queue.refund(active.admit.task, cost - len(active.admit.prompt) - len(active.tokens))
+            else:
+                self._queue.remove(active)

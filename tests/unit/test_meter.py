@@ -1,0 +1,83 @@
+"""Every request is counted once, by task and by how it ended, with times that fit together."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sun.router.errors import RequestError
+from sun.router.meter import METRICS
+from sun.router.router import Limits
+
+from .harness import TEXT, Answer, eventually
+
+
+class Kept:
+    """A meter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple[str, float, dict[str, str]]] = []
+        self.gauges: dict[tuple, float] = {}
+
+    def add(self, name: str, value: float = 1.0, **labels: str) -> None:
+        """See `Meter.add`."""
+        assert name in METRICS and (METRICS[name][1] or name.endswith("_total"))
+        self.noted.append((name, value, labels))
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        """See `Meter.set`."""
+        assert name in METRICS and not METRICS[name][1] and not name.endswith("_total")
+        self.gauges[name, *labels.values()] = value
+
+    def values(self, name: str, **labels: str) -> list[float]:
+        """What was noted under a name, with at least these labels."""
+        return [value for seen, value, of in list(self.noted) if seen == name and labels.items() <= of.items()]
+
+
+def test_a_requests_figures_are_noted_once_and_fit_together(serve):
+    meter = Kept()
+    service = serve(meter=meter)
+    piece = service.ask(TEXT, "lora", max_tokens=9, ignore_eos=True).whole
+    eventually(lambda: meter.values("sun_e2e_request_latency_seconds", task="lora"))
+    (queued,), (prefill,), (first,), (each,), (whole,) = (meter.values(f"sun_{name}_seconds", task="lora") for name in (
+        "request_queue_time", "request_prefill_time", "time_to_first_token", "time_per_output_token", "e2e_request_latency"))
+    assert 0 < queued and queued + prefill <= first and abs(first + 8 * each - whole) < 0.5
+    assert meter.values("sun_request_prompt_tokens", task="lora") == [piece.num_input_tokens]
+    assert meter.values("sun_request_generation_tokens", task="lora") == [9]
+    assert meter.values("sun_request_success_total", task="lora", finished_reason="length") == [1]
+    geometry = service.fleet.prefills["lora"].model.geometry
+    assert meter.values("sun_handoff_bytes_total", task="lora") == [geometry.kv_bytes(piece.num_input_tokens - 1, 4)]
+
+
+def test_refused_failed_and_cancelled_requests_are_told_apart(serve):
+    meter = Kept()
+    service = serve(meter=meter, limits=Limits(max_tokens=100))
+    assert service.ask(TEXT, "poetry").error.code == "NOT_FOUND"
+    assert service.ask(TEXT, max_tokens=1000).error.code == "INVALID_ARG"
+    gate, gone = service.gate(), service.ask(TEXT, answer=Answer())
+    gate.wait_entered(1)
+    gone.gone = True
+    assert gone.error.code == "CANCELLED"
+    gate.open()
+
+    def broken(*args):
+        raise RequestError("UNAVAILABLE", "prefill_plain: has no process")
+
+    service.fleet.prefill = broken
+    assert service.ask(TEXT).error.code == "UNAVAILABLE"
+    refused = Counter(labels["reason"] for name, _, labels in meter.noted if name == "sun_request_refused_total")
+    failed = Counter(labels["reason"] for name, _, labels in meter.noted if name == "sun_request_failure_total")
+    assert refused == {"NOT_FOUND": 1, "INVALID_ARG": 1} and failed == {"CANCELLED": 1, "UNAVAILABLE": 1}
+
+
+def test_gauges_tell_what_runs_and_waits_and_which_workers_are_up(serve):
+    meter = Kept()
+    service = serve(meter=meter, workers=2)
+    gates = [service.gate(worker) for worker in service.fleet.decodes]
+    answers = [service.ask(TEXT, task, max_tokens=20, ignore_eos=True) for task in ("plain", "plain", "lora")]
+    eventually(lambda: meter.gauges.get(("sun_num_requests_running", "plain")) == 2 and meter.gauges["sun_num_requests_running", "lora"] == 1)
+    assert meter.gauges["sun_worker_up", "decode_0"] == meter.gauges["sun_worker_up", "decode_1"] == 1
+    assert sum(meter.gauges["sun_worker_outstanding_tokens", worker] for worker in service.fleet.decodes) == 60
+    for gate in gates:
+        gate.open()
+    assert all(answer.whole for answer in answers)
+    eventually(lambda: meter.gauges["sun_num_requests_running", "plain"] == meter.gauges["sun_num_requests_running", "lora"] == 0)
