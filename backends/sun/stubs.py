@@ -27,25 +27,33 @@ class Stubs:
 
     def alive(self, pids: frozenset[int]) -> bool:
         """Whether all of these processes live; one that is dead and not waited for yet does not."""
-        return all(_parent(pid) == self._server for pid in pids)
+        return all(self._lives(pid) for pid in pids)
+
+    def killed(self, pids: frozenset[int]) -> frozenset[int]:
+        """Those that are dead, while their server has not noticed: it waits for one that it has ended itself."""
+        return frozenset(pid for pid in pids if _stat(pid) == ("Z", self._server))
 
     def models(self) -> dict[str, frozenset[int]]:
         """Every model's living processes."""
         found: dict[str, set[int]] = {}
         for entry in os.scandir(PROC):
-            if entry.name.isdigit() and _parent(pid := int(entry.name)) == self._server and (model := _model(pid)):
+            if entry.name.isdigit() and self._lives(pid := int(entry.name)) and (model := _model(pid)):
                 found.setdefault(model, set()).add(pid)
         return {model: frozenset(pids) for model, pids in found.items()}
 
+    def _lives(self, pid: int) -> bool:
+        state, parent = _stat(pid) or ("X", 0)
+        return parent == self._server and state not in "ZX"
 
-def _parent(pid: int) -> int | None:
-    """A living process's parent; None for one that is dead, waited for or not."""
+
+def _stat(pid: int) -> tuple[str, int] | None:
+    """A process's state (a letter as in ps) and parent, None if there is no such process."""
     try:
         # The name in parentheses may hold spaces; the fields behind it may not.
         state, parent = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:
         return None
-    return None if state in "ZX" else int(parent)
+    return state, int(parent)
 
 
 def _model(pid: int) -> str | None:

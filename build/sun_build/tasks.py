@@ -94,12 +94,16 @@ def check_name(repository: Path, name: str) -> None:
         raise ValueError(f"name: {name!r} is taken by another model of this repository")
 
 
-def remove_task(repository: Path, name: str, missing_ok: bool = False) -> None:
-    """Delete a task's entries. Raises ValueError naming the tasks there are if there is no such task."""
+def check_known(repository: Path, name: str) -> None:
+    """Raise ValueError naming the tasks there are if there is no such task."""
     names = TaskRegistry(repository).names()
     if name not in names:
-        if missing_ok:
-            return
         raise ValueError(f"name: there is no task {name[:64]!r}; the tasks here are {', '.join(names) or 'none'}")
+
+
+def remove_task(repository: Path, name: str, missing_ok: bool = False) -> None:
+    """Delete a task's entries. Raises ValueError naming the tasks there are if there is no such task."""
+    if not missing_ok:
+        check_known(repository, name)
     for folder in (f"prefill_{name}", name):
         shutil.rmtree(repository / folder, ignore_errors=True)

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sun_client import cli_ask, cli_build, cli_eval, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune
+from sun_client import cli_ask, cli_build, cli_eval, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune, cli_watch
 from sun_client.errors import SunError
 
 app = typer.Typer(
@@ -28,8 +28,10 @@ app.command("quantize", rich_help_panel="Serve")(cli_quantize.quantize)
 app.command("plan", rich_help_panel="Serve")(cli_plan.plan)
 app.command("serve", rich_help_panel="Serve")(cli_serve.serve)
 app.command("demo", rich_help_panel="Serve")(cli_serve.demo)
+app.command("doctor", rich_help_panel="Serve")(cli_watch.doctor)
 app.command("ask", rich_help_panel="Use")(cli_ask.ask)
 app.command("stats", rich_help_panel="Use")(cli_ask.stats)
+app.command("top", rich_help_panel="Use")(cli_watch.top)
 
 
 def main() -> None:

@@ -19,8 +19,12 @@ def add(
         help="Folder with a LoRA adapter (peft) or a full checkpoint. Default: the base's own weights.", show_default=False)] = None,
     root: RootOption = None,
 ) -> None:
-    """Put a task into the model repository, or replace it. A task.json beside the weights (`sun tune` writes one) must fit the base."""
+    """Put a task into the model repository, or replace it, and have a running server serve it.
+
+    A task.json beside the weights (`sun tune` writes one) must fit the base. Requests of a replaced task that have begun end with the old weights.
+    """
     from sun_client import show
+    from sun_client.control import Control
     from sun_client.root import Root
 
     place = Root.find(root)
@@ -30,21 +34,29 @@ def add(
         from sun_build.tasks import add_task
 
         manifest = add_task(place.models, place.base, name, weights)
-    print(f"{name}: added with {manifest.weights} weights {manifest.weights_digest[:19]}. A running server serves it after a restart.")
+    print(f"{name}: added with {manifest.weights} weights {manifest.weights_digest[:19]}.")
+    for control in Control.running(place.path):
+        with show.working(f"loading task {name}"):
+            control.load(f"prefill_{name}", name)
+        print(f"The server on port {control.http_port} serves it now.")
 
 
 @app.command("remove")
 def remove(name: Annotated[str, typer.Argument(help="The task's name.")], root: RootOption = None) -> None:
-    """Delete a task and its weights from the model repository."""
+    """Delete a task and its weights from the model repository; a running server forgets it once its requests have ended."""
     from sun_client import show
+    from sun_client.control import Control
     from sun_client.root import Root
 
     place = Root.find(root)
     with show.working(f"removing task {name}"):
-        from sun_build.tasks import remove_task
+        from sun_build.tasks import check_known, remove_task
 
+        check_known(place.models, name)
+        for control in Control.running(place.path):
+            control.unload(name, f"prefill_{name}")
         remove_task(place.models, name)
-    print(f"{name}: removed. A running server forgets it with a restart.")
+    print(f"{name}: removed.")
 
 
 @app.command("list")

@@ -93,8 +93,9 @@ class SunClient:
     def workers(self, timeout: float | None = 30.0) -> list[str]:
         """Names of the decode workers (models `decode_*`) that this server has ready, in order. Raises SunError."""
         with _errors(self.url, timeout):
-            index = self._stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout)
-        return sorted((m.name for m in index.models if m.name.startswith("decode_")), key=lambda name: (len(name), name))
+            # The repository's index would be the natural question; but it needs the server's key.
+            statistics = self._stub.ModelStatistics(service_pb2.ModelStatisticsRequest(), timeout=timeout)
+        return sorted({m.name for m in statistics.model_stats if m.name.startswith("decode_")}, key=lambda name: (len(name), name))
 
     def worker_stats(self, worker: str, after: int = 0, timeout: float | None = 30.0) -> Stats:
         """State of the decode worker named ``worker``, with its steps after number ``after`` (the latest 4096 at most). Raises SunError."""

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from sun_client import shm
+from sun_client.control import Control
 from sun_client.errors import ServerError
 
 HOST = "127.0.0.1"
@@ -51,6 +53,8 @@ class Server:
         # A server on other ports, of a test say, must not write into the log of the one that runs already.
         suffix = "" if ports == Ports() else f"-{ports.http}"
         self.log = self.root / ".run" / f"tritonserver{suffix}.log"
+        self._control = self.root / ".run" / f"control{suffix}.json"
+        self._key = secrets.token_hex(16)
         self._process: subprocess.Popen | None = None
         self._files: set[str] = set()
 
@@ -58,6 +62,11 @@ class Server:
     def pid(self) -> int | None:
         """The server's pid, which is also its session's and process group's; None before the start."""
         return self._process.pid if self._process else None
+
+    @property
+    def control(self) -> Control:
+        """Control of its models."""
+        return Control(self.pid, self.host, self.ports.http, self._key)
 
     @property
     def running(self) -> bool:
@@ -75,7 +84,7 @@ class Server:
             f"--metrics-address={self.host}", f"--metrics-port={self.ports.metrics}",
             "--allow-gpu-metrics=false",
             # All models, as without these two; but one can be loaded anew when its process died.
-            "--model-control-mode=explicit", "--load-model=*",
+            "--model-control-mode=explicit", "--load-model=*", *Control.options(self._key),
         ]
 
     def __enter__(self) -> Server:
@@ -110,6 +119,7 @@ class Server:
         except BaseException:
             self.stop(drain_s=0 if self._process.poll() is not None else DRAIN_S)
             raise
+        self.control.write(self._control)
 
     def poll(self) -> None:
         """Raise ServerError with the log's end if the server has ended."""
@@ -132,6 +142,7 @@ class Server:
                 with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
                     self._process.wait(drain_s)
         finally:
+            self._control.unlink(missing_ok=True)
             self._kill()
             shm.sweep(self._files)
             _sweep_tickets()

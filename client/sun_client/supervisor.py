@@ -6,16 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
-import tritonclient.http
-from tritonclient.utils import InferenceServerException
-
 from sun.stubs import Stubs
 from sun_client.errors import ServerError
 from sun_client.server import Server, ready
 
 HUNG_S = 30.0
 """A server that does not say that it is ready for so long, though no model is being loaded, hangs."""
-LOAD_S = 300.0
 ROUTER = "sun"
 """Its clients' streams are Triton's, which never ends those of a process that died: only the server's own end does."""
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -42,9 +38,12 @@ class Supervisor:
             self._server.poll()
         except ServerError as error:
             return self._restart(str(error))
-        living = self._stubs.models()
+        before, self._killed = self._killed, frozenset()
         for model, pids in list(self._known.items()):
-            if model not in self._healing and pids - living.get(model, frozenset()):
+            killed = self._stubs.killed(pids)
+            self._killed |= killed
+            # Twice in a row: one that the server has ended itself is also seen so, for a moment.
+            if model not in self._healing and killed & before:
                 if model == ROUTER:
                     return self._restart("the router's process died: its streams would never end")
                 self._say(f"model {model}: its process died; loading it anew")
@@ -53,24 +52,25 @@ class Supervisor:
         for model, thread in list(self._healing.items()):
             if not thread.is_alive():
                 del self._healing[model], self._known[model]
-        self._known |= {model: pids for model, pids in living.items() if model not in self._healing}
+        for model, pids in self._stubs.models().items():
+            if model not in self._healing:
+                self._known[model] = pids | self._stubs.killed(self._known.get(model, frozenset()))
         self._look_for_a_hang()
 
     def _watch(self) -> None:
         """Begin to watch a server that has just become ready."""
         self._stubs = Stubs(self._server.pid)
-        self._known = self._stubs.models()
+        self._known, self._killed = self._stubs.models(), frozenset()
         self._started = self._answered = time.monotonic()
 
     def _heal(self, model: str) -> None:
-        began, server = time.monotonic(), self._server.pid
+        began, control = time.monotonic(), self._server.control
         for pause in BACKOFF_S:
             try:
-                with tritonclient.http.InferenceServerClient(f"{self._server.host}:{self._server.ports.http}", network_timeout=LOAD_S) as client:
-                    client.unload_model(model)
-                    client.load_model(model)
-            except (InferenceServerException, OSError) as error:
-                if self._server.pid != server or not self._server.running:
+                control.unload(model)
+                control.load(model)
+            except ServerError as error:
+                if self._server.pid != control.pid or not self._server.running:
                     return  # a new server has it already, or will
                 self._say(f"model {model}: could not be loaded anew: {error}; next try in {pause:g} s")
                 time.sleep(pause)

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from sun_client.client import Answer
 from tests.server.conftest import GREEDY, REPO, SHIPPED
 from tests.server.prompts import PROMPTS
 from tests.server.reference import Reference
@@ -14,16 +15,15 @@ TIE = 1e-3
 """Logits closer than this may fall either way: a batch's matrix products round differently from a single row's."""
 
 
-def check(prompts: list[str], got: list[list[int]], reference: Reference) -> None:
-    """Compare answers; where one differs the reference's logit gap at that token must be a tie's."""
+def check(prompts: list[str], answers: list[Answer], reference: Reference) -> None:
+    """Every token must be the reference's likeliest, or as likely but for rounding; and an answer ends where it must."""
     ties = []
-    for prompt, tokens in zip(prompts, got, strict=True):
-        expected, gaps = reference.answer(prompt, GREEDY["max_tokens"])
-        if tokens != expected:
-            at = next((i for i, (a, b) in enumerate(zip(tokens, expected, strict=False)) if a != b), min(len(tokens), len(expected)))
-            gap = gaps[at] if at < len(gaps) else float("inf")
-            assert gap < TIE, f"{prompt!r}: token {at} differs where the logit gap is {gap:g}: {tokens} != {expected}"
-            ties.append((prompt, at, gap))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens, eos = answer.token_ids, reference.tokenizer.eos_token_id
+        assert eos not in tokens[:-1] and (len(tokens) == GREEDY["max_tokens"] or tokens[-1] == eos), (prompt, tokens)
+        short = reference.short_of(prompt, tokens)
+        assert max(short) < TIE, f"{prompt!r}: token {short.index(max(short))} is {max(short):g} below the reference's likeliest: {tokens}"
+        ties += [(prompt, i) for i, gap in enumerate(short) if gap]
     assert len(ties) <= 1, f"too many ties to be chance: {ties}"
 
 
@@ -31,7 +31,7 @@ def check(prompts: list[str], got: list[list[int]], reference: Reference) -> Non
 def test_thirty_prompts_a_task_equal_the_reference(client, task):
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda prompt: client.generate(task, prompt, sampling=GREEDY), PROMPTS[task]))
-    check(PROMPTS[task], [a.token_ids for a in answers], Reference(REPO / "build" / "base", REPO / "build" / "tasks" / task))
+    check(PROMPTS[task], answers, Reference(REPO / "build" / "base", REPO / "build" / "tasks" / task))
 
 
 def test_the_identity_task_equals_the_base_models_own_generate(client):

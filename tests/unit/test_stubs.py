@@ -47,10 +47,12 @@ def test_each_model_has_its_processes(start):
 def test_a_killed_process_is_dead_though_nobody_has_waited_for_it(start):
     stubs, process = Stubs(os.getpid()), start("decode_0")
     pids = stubs.pids("decode_0")
-    assert stubs.alive(pids)
+    assert stubs.alive(pids) and stubs.killed(pids) == frozenset()
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert not stubs.alive(pids) and stubs.pids("decode_0") == frozenset()
+    assert not stubs.alive(pids) and stubs.pids("decode_0") == frozenset() and stubs.killed(pids) == pids
+    process.wait()
+    assert stubs.killed(pids) == frozenset(), "whoever waits for it knows"
 
 
 def test_a_new_process_of_the_model_is_found_and_the_old_ones_callers_still_know_it_is_dead(start):

@@ -1,0 +1,67 @@
+"""Control of a running server's models, for those who may read its key."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tritonclient.http
+from tritonclient.utils import InferenceServerException
+
+from sun_client.errors import ServerError
+
+HEADER = "sun-admin"
+"""The key's name in an HTTP header; in gRPC's metadata it is `triton-grpc-protocol-sun-admin`."""
+RESTRICTED = "model-repository,logging,shared-memory,trace"
+"""Triton's protocols that need the key: who has them can load models, read and write memory and files."""
+LOAD_S = 300.0
+
+
+@dataclass(frozen=True)
+class Control:
+    """A running server: its pid, where its HTTP endpoint is, and its key."""
+
+    pid: int
+    host: str
+    http_port: int
+    key: str
+
+    @staticmethod
+    def options(key: str) -> list[str]:
+        """The command line options that make a tritonserver ask for the key."""
+        return [f"--http-restricted-api={RESTRICTED}:{HEADER}={key}", f"--grpc-restricted-protocol={RESTRICTED}:{HEADER}={key}"]
+
+    @classmethod
+    def running(cls, root: Path) -> Iterator[Control]:
+        """The servers of a root that run now and let themselves be controlled."""
+        for path in sorted((root / ".run").glob("control*.json")):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                control = cls(**json.loads(path.read_text()))
+                os.kill(control.pid, 0)
+                yield control
+
+    def write(self, path: Path) -> None:
+        """Leave it for others of the same user."""
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(asdict(self), file)
+
+    def load(self, *models: str) -> None:
+        """Load models, or load them anew if their files changed; the old ones serve until the new ones can. Raises ServerError."""
+        self._call("load_model", models)
+
+    def unload(self, *models: str) -> None:
+        """Unload models; what they have begun they finish. Raises ServerError."""
+        self._call("unload_model", models)
+
+    def _call(self, what: str, models: tuple[str, ...]) -> None:
+        with tritonclient.http.InferenceServerClient(f"{self.host}:{self.http_port}", network_timeout=LOAD_S, connection_timeout=LOAD_S) as client:
+            for model in models:
+                try:
+                    getattr(client, what)(model, headers={HEADER: self.key})
+                except (InferenceServerException, OSError) as error:
+                    raise ServerError(f"{model}: {error}") from error

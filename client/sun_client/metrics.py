@@ -1,0 +1,38 @@
+"""A running server's metrics, read from its Prometheus endpoint."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from sun_client.errors import SunError
+
+Metrics = dict[str, dict[tuple[tuple[str, str], ...], float]]
+"""A sample's name ("..._total", "..._sum", "..._count") -> its labels, sorted -> its value."""
+
+
+def read(url: str, timeout: float = 10.0) -> Metrics:
+    """The metrics of ours at ``url`` (host:port). Raises SunError."""
+    try:
+        with urllib.request.urlopen(f"http://{url}/metrics", timeout=timeout) as response:
+            text = response.read().decode()
+    except (urllib.error.URLError, OSError) as error:
+        raise SunError(f"no metrics at {url}: {error}", "UNAVAILABLE") from error
+    found: Metrics = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("sun_"):
+                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def total(metrics: Metrics, name: str, **labels: str) -> float:
+    """The sum of a name's samples that have at least these labels; 0 if there are none."""
+    return sum(value for found, value in metrics.get(name, {}).items() if labels.items() <= dict(found).items())
+
+
+def label_values(metrics: Metrics, label: str) -> list[str]:
+    """All values of a label, sorted."""
+    return sorted({value for samples in metrics.values() for found in samples for key, value in found if key == label})

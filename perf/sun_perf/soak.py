@@ -1,0 +1,187 @@
+"""A long mixed load with cancels, deadlines, bad requests and a killed decode worker every minute: what is answered must be right.
+
+`python -m sun_perf.soak --minutes 30` serves the repository's own tasks, writes `perf/results/soak.json`, and exits with 1 if anything was
+lost, repeated, wrong or left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from sun.router.tasks import TaskRegistry
+from sun.stubs import Stubs
+from sun_client.client import SunClient
+from sun_client.errors import SunError
+from sun_client.server import Ports, Server, interruptible
+from sun_client.show import say
+from sun_client.supervisor import Supervisor
+from sun_perf.machine import commit, machine
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ("find big files", "My card was swallowed by the machine", "Tom has 3 boxes of 12 eggs and breaks 5. How many are whole?", "hello " * 60)
+SAMPLINGS = ({"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}, {"temperature": 1.1, "seed": 3, "top_k": 8, "repetition_penalty": 1.2})
+LENGTHS = (4, 24, 64)
+AT_ONCE = 8
+
+
+class Soak:
+    """A load on a running server. tasks: what is asked; references are what it answers before anything is disturbed."""
+
+    def __init__(self, server: Server, tasks: list[str], say: Callable[[str], None]):
+        self.server, self.tasks = server, tasks
+        self.supervisor = Supervisor(server, say)
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._client = SunClient(f"127.0.0.1:{server.ports.grpc}")
+        self._end = threading.Event()
+        self._references: dict[tuple[str, int, int], list[int]] = {}
+
+    def refer(self) -> None:
+        """Ask everything once, at its longest: a shorter answer is its beginning."""
+        keys = list(itertools.product(self.tasks, range(len(PROMPTS)), range(len(SAMPLINGS))))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            self._references = dict(zip(keys, pool.map(lambda key: self._tokens(*key, max(LENGTHS)), keys), strict=True))
+
+    def run(self, seconds: float, kill_every: float) -> dict:
+        """Load, kill and look for so long; the report."""
+        before = self._held()
+        threads = [threading.Thread(target=self._load, args=(seed,)) for seed in range(AT_ONCE)]
+        for thread in threads:
+            thread.start()
+        end, kill, rng = time.monotonic() + seconds, time.monotonic() + kill_every / 2, random.Random(0)
+        while time.monotonic() < end:
+            self.supervisor.look()
+            if time.monotonic() > kill:
+                kill += kill_every
+                self._kill(rng.choice(self._client.workers()))
+            time.sleep(0.5)
+        self._end.set()
+        for thread in threads:
+            while thread.is_alive():
+                self.supervisor.look()
+                thread.join(0.5)
+        idle = self._idle()
+        after = self._held()
+        return {"seconds": seconds, "counts": dict(self.counts), "wrong": self.wrong, "idle_at_the_end": idle,
+                "before": before, "after": after, "grown": {name: round(after[name] - before[name], 1) for name in before}}
+
+    def _tokens(self, task: str, prompt: int, sampling: int, length: int, timeout: float = 120.0) -> list[int]:
+        values = {"max_tokens": length, "ignore_eos": True, **SAMPLINGS[sampling]}
+        return [token for piece in self._client.stream(task, PROMPTS[prompt], sampling=values, timeout=timeout) for token in piece.token_ids]
+
+    def _load(self, seed: int) -> None:
+        rng = random.Random(seed)
+        kinds = {self._ask: 14, self._cancel: 2, self._hurry: 2, self._err: 2}
+        while not self._end.is_set():
+            (kind,) = rng.choices(list(kinds), kinds.values())
+            try:
+                kind(rng)
+            except Exception as error:
+                self.wrong.append(f"{kind.__name__}: {type(error).__name__}: {error}")
+
+    def _draw(self, rng: random.Random) -> tuple[str, int, int]:
+        return rng.choice(self.tasks), rng.randrange(len(PROMPTS)), rng.randrange(len(SAMPLINGS))
+
+    def _ask(self, rng: random.Random) -> None:
+        key, length = self._draw(rng), rng.choice(LENGTHS)
+        tokens = self._tokens(*key, length)
+        self.counts["answered"] += 1
+        if tokens != self._references[key][:length]:
+            self.wrong.append(f"{key}: {tokens} instead of {self._references[key][:length]}")
+
+    def _cancel(self, rng: random.Random) -> None:
+        task, prompt, sampling = self._draw(rng)
+        stream = self._client.stream(task, PROMPTS[prompt], sampling={"max_tokens": 500, "ignore_eos": True, **SAMPLINGS[sampling]}, timeout=120)
+        got: list[int] = []
+        while len(got) < rng.randint(1, 8):
+            got += next(stream).token_ids
+        stream.close()
+        self.counts["cancelled"] += 1
+        if got[: max(LENGTHS)] != self._references[task, prompt, sampling][: len(got)]:
+            self.wrong.append(f"{(task, prompt, sampling)}, cancelled: {got}")
+
+    def _hurry(self, rng: random.Random) -> None:
+        try:
+            self._tokens(*self._draw(rng), 500, timeout=rng.uniform(0.05, 2.0))
+        except SunError as error:
+            if error.code != "DEADLINE_EXCEEDED":
+                raise
+            self.counts["out of time"] += 1
+
+    def _err(self, rng: random.Random) -> None:
+        try:
+            self._client.generate(rng.choice(["poetry", "../bash", self.tasks[0]]), rng.choice(PROMPTS), sampling={"top_p": 2})
+        except SunError as error:
+            if not any(word in str(error) for word in ("task", "top_p")):
+                raise
+            self.counts["refused"] += 1
+
+    def _kill(self, worker: str) -> None:
+        for pid in Stubs(self.server.pid).pids(worker):
+            os.kill(pid, signal.SIGKILL)
+            self.counts["kills"] += 1
+
+    def _idle(self) -> bool:
+        """Whether all sequences, slots and tickets are given back within a while."""
+        from sun.handoff.shm import default_root
+
+        for _ in range(60):
+            states = [self._client.worker_stats(worker) for worker in self._client.workers()]
+            tickets = [path for path in default_root().glob("*/*") if path.name != ".lock"]
+            if all(s.running + s.waiting == 0 and s.free_tokens == s.budget_tokens for s in states) and not tickets:
+                return True
+            self.supervisor.look()
+            time.sleep(0.5)
+        return False
+
+    def _held(self) -> dict[str, float]:
+        """Memory, files, threads and shared memory of the router, which lives through all kills, and of the server."""
+        processes = {"server": psutil.Process(self.server.pid), "router": psutil.Process(next(iter(Stubs(self.server.pid).pids("sun"))))}
+        held: dict[str, float] = {}
+        for name, process in processes.items():
+            memory = process.memory_info()
+            held |= {f"{name}_mib": round((memory.rss - memory.shared) / 2**20, 1), f"{name}_files": process.num_fds(), f"{name}_threads": process.num_threads()}
+        return held
+
+
+def main() -> None:
+    """Serve, load, report."""
+    parser = argparse.ArgumentParser(prog="python -m sun_perf.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0, help="of load (default 30)")
+    parser.add_argument("--kill-every", type=float, default=60.0, help="seconds between two kills (default 60)")
+    parser.add_argument("--port", type=int, default=18300, help="first of three free ports (default 18300)")
+    args = parser.parse_args()
+    with interruptible(), tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        for name in ("model_repository", "backends", "build"):
+            (root / name).symlink_to(ROOT / name)
+        with Server(root, Ports(args.port, args.port + 1, args.port + 2)) as server:
+            soak = Soak(server, TaskRegistry(root / "model_repository").names(), say)
+            soak.refer()
+            report = soak.run(60 * args.minutes, args.kill_every)
+            server.stop(drain_s=0)
+    report |= {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), "left": server.leftovers()}
+    (ROOT / "perf" / "results" / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
+    say(json.dumps({name: report[name] for name in ("counts", "grown", "idle_at_the_end", "left")}))
+    for line in report["wrong"]:
+        say(line, "red")
+    sys.exit(1 if report["wrong"] or report["left"] or not report["idle_at_the_end"] else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Tasks come, change and go while the server serves, through the command line; nobody without its key can do that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+from sun_client.control import HEADER, Control
+from sun_client.errors import SunError
+from tests.server.conftest import GREEDY, REPO
+
+PROMPT = "find big files"
+
+
+def sun(*words: str) -> str:
+    """The output of a `sun` command that succeeds."""
+    return subprocess.run([sys.executable, "-m", "sun_client.cli", *words], check=True, capture_output=True, text=True).stdout
+
+
+def add(root: Path, weights: str) -> str:
+    """Add the task `guest` with the weights of a shipped one."""
+    return sun("task", "add", "guest", "--weights", str(REPO / "build" / "tasks" / weights), "--root", str(root))
+
+
+def test_a_task_is_added_updated_and_removed_and_other_streams_go_on(server, client, root):
+    expected = {task: client.generate(task, PROMPT, sampling=GREEDY).token_ids for task in ("bash", "math")}
+    other = client.stream("banking", PROMPT, sampling={"max_tokens": 1500, "ignore_eos": True})
+    next(other)
+    assert f"The server on port {server.ports.http} serves it now." in add(root, "bash")
+    assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected["bash"]
+    assert requests.post(f"http://127.0.0.1:{server.ports.http}/v2/models/guest/generate", json={"text_input": PROMPT}).status_code == 200
+    begun = client.stream("guest", PROMPT, sampling=GREEDY)
+    first = next(begun).token_ids
+    add(root, "math")
+    assert [*first, *(token for piece in begun for token in piece.token_ids)] == expected["bash"], "it had begun with the old weights"
+    assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected["math"]
+    assert sun("task", "remove", "guest", "--root", str(root)).endswith("guest: removed.\n")
+    with pytest.raises(SunError, match="task: 'guest' is not known"):
+        client.generate("guest", PROMPT)
+    assert next(other).token_ids
+    other.close()
+
+
+def test_what_does_not_fit_leaves_the_old_task_serving(client, root, tmp_path):
+    add(root, "bash")
+    expected = client.generate("guest", PROMPT, sampling=GREEDY).token_ids
+    for file in (REPO / "build" / "tasks" / "math").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(subprocess.CalledProcessError):
+        sun("task", "add", "guest", "--weights", str(tmp_path), "--root", str(root))
+    assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected
+    sun("task", "remove", "guest", "--root", str(root))
+
+
+@pytest.mark.parametrize("path", ["repository/models/bash/unload", "repository/index", "logging", "trace/setting", "systemsharedmemory/status"])
+def test_without_the_key_there_is_no_control_over_http(server, path):
+    url = f"http://127.0.0.1:{server.ports.http}/v2/{path}"
+    call = requests.post if "repository" in path else requests.get
+    assert call(url, json={}).status_code == call(url, json={}, headers={HEADER: "guess"}).status_code == 403
+
+
+def test_without_the_key_there_is_no_control_over_grpc(server):
+    with grpcclient.InferenceServerClient(f"127.0.0.1:{server.ports.grpc}") as client:
+        for call in (lambda: client.unload_model("bash"), client.get_model_repository_index, client.get_log_settings,
+                     client.get_trace_settings, client.get_system_shared_memory_status):
+            with pytest.raises(InferenceServerException, match="expecting header"):
+                call()
+
+
+def test_the_key_is_its_users_alone(server, root):
+    (control,) = [control for control in Control.running(root) if control.pid == server.pid]
+    (path,) = [path for path in (root / ".run").glob("control*.json") if str(control.http_port) in path.name]
+    assert path.stat().st_mode & 0o777 == 0o600 and control == server.control
