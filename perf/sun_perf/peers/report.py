@@ -66,9 +66,10 @@ def draw(found: Sequence[dict], path: Path) -> None:
                 style = {"linewidth": 1.4, "linestyle": ":" if variant.reference else "-", "label": variant.title}
             axes.plot(*zip(*points, strict=True), marker="o", **style)
         axes.set(xlabel="requests at once, four tasks mixed", xticks=counts, title=f"decode module in {scheme}")
-        axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    # Once, at the end: a limit set for one panel keeps those that share it from growing with their lines.
+    panels[0].set_ylim(bottom=0)
     panels[0].set_ylabel("generated tokens/s, end to end")
     figure.savefig(path, dpi=130)
 
