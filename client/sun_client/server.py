@@ -136,7 +136,7 @@ class Server:
         if self._process is None:
             return
         try:
-            self._files |= shm.session_files(self.pid)
+            self.remember()
             if self._process.poll() is None:
                 self._process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
@@ -147,6 +147,10 @@ class Server:
             shm.sweep(self._files)
             _sweep_tickets()
 
+    def remember(self) -> None:
+        """Note which files of shared memory its processes have, so that `stop` can sweep those of the ones that die."""
+        self._files |= shm.session_files(self.pid)
+
     def leftovers(self) -> list[str]:
         """What is left of a stopped server, each as a phrase: living processes and shared memory. Empty is how it should be."""
         left = [f"process {pid}" for pid in shm.processes(self.pid)] if self.pid else []
@@ -156,7 +160,7 @@ class Server:
         started = time.monotonic()
         while True:
             self.poll()
-            self._files |= shm.session_files(self.pid)
+            self.remember()
             if ready(self.host, self.ports.http):
                 return
             waiting(time.monotonic() - started)

@@ -12,6 +12,8 @@ from sun_client.server import Server, ready
 
 HUNG_S = 30.0
 """A server that does not say that it is ready for so long, though no model is being loaded, hangs."""
+SETTLE_S = 2.0
+"""Before a dead model is unloaded: Triton takes a second to fail the calls that its process had, and they still need the model."""
 ROUTER = "sun"
 """Its clients' streams are Triton's, which never ends those of a process that died: only the server's own end does."""
 BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
@@ -65,10 +67,12 @@ class Supervisor:
 
     def _heal(self, model: str) -> None:
         began, control = time.monotonic(), self._server.control
+        time.sleep(SETTLE_S)
         for pause in BACKOFF_S:
             try:
                 control.unload(model)
                 control.load(model)
+                self._server.remember()
             except ServerError as error:
                 if self._server.pid != control.pid or not self._server.running:
                     return  # a new server has it already, or will

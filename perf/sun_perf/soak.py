@@ -60,17 +60,19 @@ class Soak:
     def run(self, seconds: float, kill_every: float) -> dict:
         """Load, kill and look for so long; the report."""
         before = self._held()
-        threads = [threading.Thread(target=self._load, args=(seed,)) for seed in range(AT_ONCE)]
+        threads = [threading.Thread(target=self._load, args=(seed,), daemon=True) for seed in range(AT_ONCE)]
         for thread in threads:
             thread.start()
         end, kill, rng = time.monotonic() + seconds, time.monotonic() + kill_every / 2, random.Random(0)
-        while time.monotonic() < end:
-            self.supervisor.look()
-            if time.monotonic() > kill:
-                kill += kill_every
-                self._kill(rng.choice(self._client.workers()))
-            time.sleep(0.5)
-        self._end.set()
+        try:
+            while time.monotonic() < end:
+                self.supervisor.look()
+                if time.monotonic() > kill:
+                    kill += kill_every
+                    self._kill(rng)
+                time.sleep(0.5)
+        finally:
+            self._end.set()
         for thread in threads:
             while thread.is_alive():
                 self.supervisor.look()
@@ -131,8 +133,10 @@ class Soak:
                 raise
             self.counts["refused"] += 1
 
-    def _kill(self, worker: str) -> None:
-        for pid in Stubs(self.server.pid).pids(worker):
+    def _kill(self, rng: random.Random) -> None:
+        """Kill a decode worker, if one lives."""
+        workers = [pids for model, pids in sorted(Stubs(self.server.pid).models().items()) if model.startswith("decode_")]
+        for pid in rng.choice(workers) if workers else ():
             os.kill(pid, signal.SIGKILL)
             self.counts["kills"] += 1
 
