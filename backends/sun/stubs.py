@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 PROC = Path("/proc")
 INSTANCE = 8
@@ -31,7 +32,7 @@ class Stubs:
 
     def killed(self, pids: frozenset[int]) -> frozenset[int]:
         """Those that are dead, while their server has not noticed: it waits for one that it has ended itself."""
-        return frozenset(pid for pid in pids if _stat(pid) == ("Z", self._server))
+        return frozenset(pid for pid in pids if (seen := stat(pid)) and seen.state == "Z" and seen.parent == self._server)
 
     def models(self) -> dict[str, frozenset[int]]:
         """Every model's living processes."""
@@ -42,18 +43,32 @@ class Stubs:
         return {model: frozenset(pids) for model, pids in found.items()}
 
     def _lives(self, pid: int) -> bool:
-        state, parent = _stat(pid) or ("X", 0)
-        return parent == self._server and state not in "ZX"
+        seen = stat(pid)
+        return seen is not None and seen.parent == self._server and seen.lives
 
 
-def _stat(pid: int) -> tuple[str, int] | None:
-    """A process's state (a letter as in ps) and parent, None if there is no such process."""
+class Stat(NamedTuple):
+    """A process's state (a letter as in ps), parent, process group and session."""
+
+    state: str
+    parent: int
+    group: int
+    session: int
+
+    @property
+    def lives(self) -> bool:
+        """Zombies do not."""
+        return self.state not in "ZX"
+
+
+def stat(pid: int) -> Stat | None:
+    """What the kernel says of a process, None if there is none of this pid."""
     try:
         # The name in parentheses may hold spaces; the fields behind it may not.
-        state, parent = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[:2]
+        state, *numbers = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[:4]
     except OSError:
         return None
-    return state, int(parent)
+    return Stat(state, *map(int, numbers))
 
 
 def _model(pid: int) -> str | None:

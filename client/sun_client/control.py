@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import tritonclient.http
-from tritonclient.utils import InferenceServerException
-
 from sun_client.errors import ServerError
 
 HEADER = "sun-admin"
@@ -59,6 +56,10 @@ class Control:
         self._call("unload_model", models)
 
     def _call(self, what: str, models: tuple[str, ...]) -> None:
+        # Here, because it brings gevent, and every command that shows progress comes by this file.
+        import tritonclient.http
+        from tritonclient.utils import InferenceServerException
+
         with tritonclient.http.InferenceServerClient(f"{self.host}:{self.http_port}", network_timeout=LOAD_S, connection_timeout=LOAD_S) as client:
             for model in models:
                 try:

@@ -53,10 +53,15 @@ class Doctor:
         import torch
         import transformers
 
+        from sun.settings import check_numpy
+
         yield Finding("python", "ok", f"{sys.version.split()[0]}, torch {torch.__version__}, transformers {transformers.__version__}")
-        old = int(numpy.__version__.split(".")[0]) < 2
-        yield Finding("numpy", "ok" if old else "error", numpy.__version__,
-                      "" if old else "Triton 24.10's Python stub corrupts tensors under numpy 2: pip install 'numpy<2'")
+        try:
+            check_numpy()
+        except RuntimeError as error:
+            yield Finding("numpy", "error", numpy.__version__, str(error))
+        else:
+            yield Finding("numpy", "ok", numpy.__version__)
 
     def triton(self) -> Iterator[Finding]:
         """The server's binary and the backends' stub."""

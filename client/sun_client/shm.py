@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+from sun.stubs import stat
+
 SHM = Path("/dev/shm")
 REGION = re.compile(r"triton_\w+_backend_shm_region_[0-9a-f-]{36}")
 """Names of the regions of Triton's Python backend; the word in them is the backend's name."""
@@ -13,16 +15,7 @@ REGION = re.compile(r"triton_\w+_backend_shm_region_[0-9a-f-]{36}")
 
 def processes(session: int) -> list[int]:
     """Pids of the living processes of a session (zombies do not live)."""
-    found = []
-    for pid in _pids():
-        try:
-            # The name in parentheses may hold spaces; the fields behind it may not: state, ppid, pgrp, session.
-            state, _, _, sid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
-        except OSError:
-            continue
-        if int(sid) == session and state not in "ZX":
-            found.append(pid)
-    return found
+    return [pid for pid in _pids() if (seen := stat(pid)) and seen.session == session and seen.lives]
 
 
 def mapped(pid: int) -> set[str]:

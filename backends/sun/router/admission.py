@@ -26,11 +26,6 @@ class Admission:
         self._lock = threading.Lock()
 
     @property
-    def waiting(self) -> int:
-        """Requests that wait."""
-        return len(self._queue)
-
-    @property
     def running_tokens(self) -> int:
         """Tokens that the running requests may need."""
         return sum(self._running.values())

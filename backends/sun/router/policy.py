@@ -54,12 +54,12 @@ class Partitioned:
         self._within = LeastTokens()
 
     def pick(self, task: str, loads: dict[str, int]) -> str | None:
+        if not loads:
+            return None
         if task not in self._owners:
             free = sorted(loads.keys() - self._reserved)
-            if loads and not free:
-                raise ValueError(f"owners: task {task!r} is not in it, and every worker belongs to another task")
             if not free:
-                return None
+                raise ValueError(f"owners: task {task!r} is not in it, and every worker belongs to another task")
             taken = list(itertools.chain.from_iterable(self._owners.values()))
             self._owners[task] = [min(free, key=taken.count)]
         return self._within.pick(task, {name: load for name, load in loads.items() if name in self._owners[task]})
