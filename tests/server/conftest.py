@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -18,6 +21,8 @@ from sun_client.server import Ports, Server
 REPO = Path(__file__).parents[2]
 OWN_MODELS = ("sun", "tokenize", "decode_0", "decode_1")
 SHIPPED = ("banking", "bash", "math")
+WIDE = {**os.environ, "COLUMNS": "200"}
+"""An environment in which tables are not folded."""
 GREEDY = {"temperature": 0, "max_tokens": 24}
 
 
@@ -62,6 +67,11 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
             return False
         time.sleep(0.05)
     return True
+
+
+def sun(*words: str, check: bool = True) -> str:
+    """The output of a `sun` command, which must succeed unless told otherwise."""
+    return subprocess.run([sys.executable, "-m", "sun_client.cli", *words], check=check, capture_output=True, text=True, env=WIDE).stdout
 
 
 def tickets() -> list[Path]:

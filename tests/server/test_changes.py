@@ -13,14 +13,9 @@ from tritonclient.utils import InferenceServerException
 
 from sun_client.control import HEADER, Control
 from sun_client.errors import SunError
-from tests.server.conftest import GREEDY, REPO
+from tests.server.conftest import GREEDY, REPO, sun
 
 PROMPT = "find big files"
-
-
-def sun(*words: str) -> str:
-    """The output of a `sun` command that succeeds."""
-    return subprocess.run([sys.executable, "-m", "sun_client.cli", *words], check=True, capture_output=True, text=True).stdout
 
 
 def add(root: Path, weights: str) -> str:

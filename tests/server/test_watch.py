@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +9,7 @@ from pathlib import Path
 import requests
 
 from sun_client.metrics import read, total
-from tests.server.conftest import GREEDY, wait_until
-
-WIDE = {**os.environ, "COLUMNS": "200"}
-
-
-def sun(*words: str, check: bool = True) -> str:
-    """The output of a `sun` command."""
-    return subprocess.run([sys.executable, "-m", "sun_client.cli", *words], check=check, capture_output=True, text=True, env=WIDE).stdout
+from tests.server.conftest import GREEDY, WIDE, sun, wait_until
 
 
 def test_requests_are_counted_and_timed_by_task_and_steps_by_worker(server, client):

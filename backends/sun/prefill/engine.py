@@ -149,12 +149,12 @@ class PrefillEngine:
 
     def _ship(self, job: Job) -> None:
         assert job.publication is not None
-        self.cache.add(job.ids.tolist(), job.kv)
-        job.kv = torch.empty(0)
+        kv, job.kv = job.kv, torch.empty(0)
         shipment = job.publication.ship(
             lambda kv, transport, location: describe(self.model.base, self.task, len(job.ids), kv, transport, location))
         self._leave(job)
         job.future.set_result(shipment)
+        self.cache.add(job.ids.tolist(), kv)  # not before: nobody need wait for the copy
 
     def _drop(self, job: Job, error: Exception) -> None:
         self._leave(job)
