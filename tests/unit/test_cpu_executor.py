@@ -12,7 +12,7 @@ from sun.decode import kernels
 from sun.decode.cpu import CpuExecutor
 from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
-from sun.decode.packed import Int4, Int8
+from sun.decode.packed import Int4, Int8, pack
 from sun.model.loading import load_decode
 from sun.model.quantise import COARSE, FINE, Codes, int4
 
@@ -57,6 +57,16 @@ def test_a_sequence_gets_the_same_bits_whatever_it_is_batched_with(base_dir, sch
     together = decoded(base_dir, CpuExecutor, scheme, threads=threads)
     for row in range(len(CONTEXTS)):
         assert torch.equal(decoded(base_dir, CpuExecutor, scheme, (row,))[:, 0], together[:, row])
+
+
+@pytest.mark.parametrize("columns", [576, 1536])
+def test_a_row_of_a_layer_of_ordinary_size_has_the_same_bits_in_any_batch(columns):
+    """Libraries sum long rows in another order when there are few of them."""
+    draw = torch.Generator().manual_seed(0)
+    layer, x = pack(torch.randn(960, columns, generator=draw), "fp32", None), torch.randn(40, columns, generator=draw)
+    expected = layer(x)
+    for rows in (*range(1, 20), 32):
+        assert torch.equal(layer(x[:rows].contiguous()), expected[:rows]), rows
 
 
 def test_a_step_touches_its_sequences_places_and_nothing_else(base_dir):

@@ -13,6 +13,8 @@ from sun.model.quantise import COARSE, FINE, GROUP, Codes, int4_codes, row_scale
 
 BATCH_HINT = 16
 """oneDNN lays weights out for an expected number of rows; the layout hardly depends on it."""
+LEAST_ROWS = 6
+"""oneDNN's AVX2 kernels take 6 rows at once. Fewer are slower (2 rows by half), and one alone is summed in another order."""
 
 
 class Packed(Protocol):
@@ -36,7 +38,10 @@ class OneDnn:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Packed`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")
+        rows = len(x)
+        if rows < LEAST_ROWS:
+            x = torch.nn.functional.pad(x, (0, 0, 0, LEAST_ROWS - rows))
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, None, "none", [], "")[:rows]
 
 
 class Plain:
