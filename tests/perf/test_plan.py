@@ -95,7 +95,7 @@ def test_sun_plan_compares_both(calibration):
 def test_sun_plan_as_json(calibration):
     made = json.loads(ask(calibration, "--shares", "bank=0.7,bash=0.3", "--json").stdout)["plans"]
     assert made["SUN"]["decode"] == made["SUN"]["decode_workers"] and made["partitioned"]["decode"].keys() == {"bank", "bash"} == made["SUN"]["prefill"].keys()
-    assert made["SUN"]["ttft_p95_ms"] <= 4000 and made["SUN"]["tpot_p95_ms"] <= 45
+    assert made["SUN"]["ttft_p95_ms"] <= 2000 and made["SUN"]["tpot_p95_ms"] <= 45
 
 
 @pytest.mark.parametrize("words, message", [

@@ -74,6 +74,22 @@ def test_only_tokens_that_the_parameters_leave_are_drawn(logits, temperature, to
     assert token in support(logits, temperature, top_k, top_p, min_p, slack=EPS)
 
 
+@given(st.integers(0, 999), st.sampled_from([0.2, 1.0, 6.0]), st.integers(-1, 400), st.floats(0.01, 1.0), st.sampled_from([0.0, 0.02]),
+       st.floats(0.0, 1.0, exclude_max=True))
+def test_the_same_holds_for_a_vocabulary_of_many_blocks(seed, spread, top_k, top_p, min_p, u):
+    logits = spread * torch.randn(300, generator=torch.Generator().manual_seed(seed))
+    values = params(temperature=0.7, top_k=top_k, top_p=top_p, min_p=min_p)
+    left = support(logits, 0.7, top_k, top_p, min_p, slack=1e-6)
+    # The tokens by weight where some are left out, else by id; u falls to the one that the shares before it, and its own, enclose.
+    order = list(left) if top_k > 0 or top_p < 1 else sorted(left)
+    token, below = draw_at(logits, u, values), 0.0
+    for one in order:
+        if one == token:
+            break
+        below += left[one]
+    assert token in left and below - 1e-4 <= u <= below + left[token] + 1e-4
+
+
 @pytest.mark.parametrize("values", [
     {}, {"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 4, "top_p": 0.9}, {"min_p": 0.05, "top_p": 0.7},
     {"temperature": 3.0, "top_k": 5, "min_p": 0.2},

@@ -13,6 +13,7 @@ from torch import Tensor
 from sun.decode.executor import Executor
 from sun.decode.kv_pool import KVPool
 from sun.decode.outbox import Outbox
+from sun.decode.params import SamplingParams
 from sun.decode.sampling import Choice, draw, logprobs, penalise
 from sun.decode.scheduler import Scheduler
 from sun.decode.sequence import Sequence
@@ -44,6 +45,7 @@ class DecodeEngine:
         self._step = 0
         self._changed = threading.Condition()
         self._closed = False
+        draw(torch.zeros(1), SamplingParams(temperature=1.0, seed=0), 0)  # compiles it now and not in somebody's request
         self._threads = [threading.Thread(target=t, name=t.__name__, daemon=True) for t in (self._pull_loop, self._step_loop)]
         for thread in self._threads:
             thread.start()

@@ -8,11 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sun.decode.lot import lot
 from sun.decode.params import SamplingParams
-
-NUCLEUS = 1024
-"""How many of the likeliest tokens are sorted before top_p (or a larger top_k) asks for more: a full sort costs milliseconds."""
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -45,36 +42,10 @@ def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: 
 
 
 def draw(logits: Tensor, params: SamplingParams, position: int) -> int:
-    """Sample one token from logits [vocab] with temperature > 0: temperature, then min_p, top_k, top_p (vLLM's order)."""
+    """Sample one token from logits [vocab] with temperature > 0, see `lot`."""
     assert params.seed is not None
-    logits = logits.double()
-    # Less the maximum before the division: with a tiny temperature it would overflow to infinity and the softmax to NaN.
-    probs = torch.softmax((logits - logits.max()) / params.temperature, dim=-1)
-    u = uniform(params.seed, position)
-    if params.min_p > 0:
-        probs = torch.where(probs >= params.min_p * probs.max(), probs, 0.0)
-    if params.top_k < 1 and params.top_p >= 1:
-        return _invert(probs, u)
-    vocab = probs.shape[-1]
-    limit = min(params.top_k, vocab) if params.top_k > 0 else vocab
-    mass = probs.sum()
-    sorted_probs, ids = probs.topk(min(limit, NUCLEUS))
-    if limit > NUCLEUS and (params.top_k > 0 or sorted_probs.sum() < params.top_p * mass):
-        sorted_probs, ids = probs.topk(limit)
-    # top_p is over what top_k left; with top_k off that is all the mass.
-    total = sorted_probs.sum() if params.top_k > 0 else mass
-    before = sorted_probs.cumsum(0) - sorted_probs
-    kept = torch.where(before < params.top_p * total, sorted_probs, 0.0)
-    return int(ids[_invert(kept, u)])
-
-
-def _invert(weights: Tensor, u: float) -> int:
-    """Index at which the cumulative sum of ``weights`` [n] passes ``u`` of its total."""
-    cumulative = weights.cumsum(0)
-    index = int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
-    if index >= len(weights) or weights[index] <= 0:  # rounding at the far end: take the last token that has weight
-        index = int(weights.nonzero()[-1])
-    return index
+    row = logits.to(torch.float32).contiguous().numpy()
+    return int(lot(row, params.temperature, params.min_p, params.top_k, params.top_p, uniform(params.seed, position)))
 
 
 def logprobs(logits: Tensor, token: int, count: int) -> Choice:
