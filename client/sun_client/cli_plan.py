@@ -32,8 +32,8 @@ def plan(
     lengths: Annotated[Path | None, typer.Option(
         help='In place of the four: JSONL of real ones, {"num_input_tokens", "num_output_tokens", "task"?}.', show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(help="What requests may generate: the room that they take in the KV pool. Longer outputs are cut.")] = 128,
-    ttft_ms: Annotated[float, typer.Option(help="SLO: time to first token.")] = 4000,
-    tpot_ms: Annotated[float, typer.Option(help="SLO: time per output token.")] = 400,
+    ttft_ms: Annotated[float, typer.Option(help="SLO: time to first token.")] = 2000,
+    tpot_ms: Annotated[float, typer.Option(help="SLO: time per output token.")] = 150,
     percentile: Annotated[float, typer.Option(help="Of the requests, for both limits.")] = 95,
     mode: Annotated[str, typer.Option(help="sun: one decode pool. partitioned: decode workers for each task. both compares them.")] = "both",
     scheme: Annotated[str, typer.Option(help="Of the decode module, as calibrated.")] = "fp32",

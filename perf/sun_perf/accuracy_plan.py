@@ -38,7 +38,7 @@ def _settings(steps: int, batch: int) -> TuneSettings:
 
 TASKS = {task.name: task for task in (
     Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
-    Task("math", "math", 329, _settings(200, 8), max_tokens=64),
+    Task("math", "math", 329, _settings(660, 4), max_tokens=64),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bfcl", "bfcl", 200, _settings(150, 6)),
 )}
@@ -100,6 +100,7 @@ ROWS = {row.name: row for row in (
     Row("sun_cut", f"SUN, that LoRA cut down to rank {SHIPPED_RANK} (as shipped)", "sun_lora", cut=SHIPPED_RANK),
     Row("sun_all", "SUN, all prefill weights", "sun_all"),
     Row("qsun", f"QSUN, the SUN LoRA with {SCHEME} decode", "sun_lora", scheme=SCHEME),
+    Row("qsun_int8", f"QSUN, the adapter of rank {SHIPPED_RANK} with int8 decode", "sun_lora", scheme="int8", cut=SHIPPED_RANK),
     Row("qsun_retuned", f"QSUN, LoRA re-tuned with {SCHEME} decode", "qsun_retuned", scheme=SCHEME),
 )}
 

@@ -22,8 +22,8 @@ from sun_perf.workload import zipf
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 ALPHAS = (0.0, 0.8, 1.2, 2.0)
 TASKS = (2, 4, 8, 16, 32, 64, 128, 256)
-RATE_PER_TASK = 0.125
-RATES = (0.03125, 0.0625, 0.125, 0.25, 0.5)
+RATE_PER_TASK = 0.5
+RATES = (0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
 TASKS_BY_RATE = 32
 LENGTHS = (Lognormal("prompt", 150, 350), Lognormal("output", 48, 110))
 MAX_TOKENS = 128
@@ -87,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibration", type=Path, default=RESULTS / "calibration.json")
     parser.add_argument("--scheme", default="fp32")
-    parser.add_argument("--ttft-ms", type=float, default=4000)
-    parser.add_argument("--tpot-ms", type=float, default=400)
+    parser.add_argument("--ttft-ms", type=float, default=2000)
+    parser.add_argument("--tpot-ms", type=float, default=150)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--draw", action="store_true", help="from growth.json as it is")
     args = parser.parse_args()
