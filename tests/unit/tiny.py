@@ -1,4 +1,4 @@
-"""Random models of two layers with a byte-level tokeniser, and what plain transformers makes of them."""
+"""Random models of two layers (one of six) with a byte-level tokeniser, and what plain transformers makes of them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ SIZE = {
 }
 KINDS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True)),
+    "deep": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZE, "num_hidden_layers": 6}, tie_word_embeddings=True)),  # has layers that are not at an end
     "llama3": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=False, rope_parameters=LLAMA3)),
     "yarn": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True, rope_parameters=YARN)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)),

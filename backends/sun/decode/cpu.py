@@ -99,7 +99,7 @@ class CpuExecutor:
             y = o.packed(mixed[0]).numpy()
             each(kernels.add_norm, x, y, mixed[2], o.bias, norm_mlp, eps, gate_up.form, *hidden[1:])
             y = gate_up.packed(hidden[0]).numpy()
-            each(kernels.silu_product, y, hidden[2], gate_up.bias, down.form, *product[1:])
+            each(kernels.silu_product, y, hidden[2], gate_up.bias, down.divided, down.form, *product[1:])
             y, y_scale, bias = down.packed(product[0]).numpy(), product[2], down.bias
         each(kernels.add_norm, x, y, y_scale, bias, self._norm, eps, self._head.form, *final[1:])
         logits = self._head.packed(final[0])

@@ -106,15 +106,15 @@ def add_norm(first, last, x, y, y_scale, bias, weight, eps, form, out, scale):
 
 
 @compiled
-def silu_product(first, last, y, y_scale, bias, form, out, scale):
-    """out [batch, n] = silu(gate) * up of y [batch, 2 n], gate before up."""
+def silu_product(first, last, y, y_scale, bias, columns, form, out, scale):
+    """out [batch, n] = silu(gate) * up * columns [n] of y [batch, 2 n], gate before up."""
     batch, n = y_scale.shape[0], y.shape[1] // 2
     gate, up = np.empty(n, F32), np.empty(n, F32)
     for row in range(first, last):
         _read(y, row, batch, y_scale, bias, 0, gate)
         _read(y, row, batch, y_scale, bias, n, up)
         for j in range(n):
-            up[j] *= gate[j] / (F32(1) + exponential(min(-gate[j], F32(87))))
+            up[j] *= columns[j] * gate[j] / (F32(1) + exponential(min(-gate[j], F32(87))))
         _write(up, row, batch, form, out, scale)
 
 
