@@ -31,7 +31,7 @@ PARTS = ("decode_step_ms", "prefill_ms")
 
 @dataclass(frozen=True)
 class Turn:
-    """ms between a decode worker's steps and ms of prefill's prompts, empty for the one that is idle; cpus: how many CPUs' time prefill had meanwhile."""
+    """ms between a decode worker's steps and ms of prefill's prompts, empty for the one that is idle. cpus: how many CPUs' time prefill had."""
 
     decode_step_ms: list[float]
     prefill_ms: list[float]
@@ -97,7 +97,8 @@ def summary(way: Way, seen: dict[str, list[Turn]], compared: Sequence[Way]) -> d
     """Of a way, over all rounds: p50 and p95 of its steps and prompts, and each round's median over that round's where it ran alone; None
     where there are none: it was idle, or starved. prefill_cpus: the CPUs' time that prefill had, which shows that also where no prompt ended.
     """
-    alone = {PARTS[0]: next(other.name for other in compared if other.prefill is None), PARTS[1]: next(other.name for other in compared if other.decode is None)}
+    alone = dict(zip(PARTS, (
+        next(other.name for other in compared if other.prefill is None), next(other.name for other in compared if other.decode is None)), strict=True))
     made: dict = {"prefill_cpus": round(statistics.median(turn.cpus for turn in seen[way.name]), 3) if way.prefill else None}
     for part in PARTS:
         times = [ms for turn in seen[way.name] for ms in getattr(turn, part)]

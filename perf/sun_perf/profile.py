@@ -1,4 +1,4 @@
-"""Where a decode step's time goes, and the router's, in a server under load: `python -m sun_perf.profile`. Needs py-spy (pip install py-spy==0.4.3)."""
+"""Where a decode step's time goes, and the router's, in a server under load: `python -m sun_perf.profile`. Needs py-spy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def measure(scratch: Path, ports: Ports, material: Material, concurrency: int, s
         pids = {model: pid for model, (pid, *_) in Stubs(server.pid).models().items()} | {"tritonserver": server.pid}
         with loaded(client, requests, concurrency):
             before, used = client.worker_stats(WORKER, after=2**62).step, cpu_s(pids)
-            recordings = [record(pids[name], seconds, idle, scratch / f"{name}-{idle}.raw") for name, idle in ((WORKER, True), (WORKER, False), (ROUTER, False))]
+            recordings = [
+                record(pids[name], seconds, idle, scratch / f"{name}-{idle}.raw") for name, idle in ((WORKER, True), (WORKER, False), (ROUTER, False))]
             started = time.monotonic()
             stacks = [end() for end in recordings]
             wall, used_then = time.monotonic() - started, cpu_s(pids)
@@ -82,7 +83,7 @@ def cpu_s(pids: dict[str, int]) -> dict[str, float]:
 
 @contextmanager
 def loaded(client: SunClient, requests: Sequence[Request], concurrency: int) -> Iterator[None]:
-    """Inside, ``concurrency`` requests are in flight, the list's over and over; it begins when each place has had its first answer. Raises what a request raises."""
+    """Inside, ``concurrency`` requests are in flight, the list's over and over; it begins after as many answers. Raises what a request raises."""
     source, lock, stop, warm = itertools.cycle(requests), threading.Lock(), threading.Event(), threading.Semaphore(0)
 
     def ask() -> None:
@@ -111,7 +112,8 @@ def loaded(client: SunClient, requests: Sequence[Request], concurrency: int) -> 
 
 def table(made: dict, rows: int = 12) -> Iterator[str]:
     """The figures as lines, the largest ``rows`` of each table."""
-    yield f"{made['tokens_per_s']} tokens/s, {made['steps']} steps of {made['batch']} sequences, {made['step_ms']} ms each, {made['waiting_ms']} of them waiting for work"
+    yield f"{made['tokens_per_s']} tokens/s, {made['steps']} steps of {made['batch']} sequences"
+    yield f"{made['step_ms']} ms from step to step, {made['waiting_ms']} of them waiting for work"
     yield "CPUs: " + ", ".join(f"{name} {used:g}" for name, used in made["cpus"].items())
     for key, title, unit in (("step", "a decode step", "ms"), ("worker_others", "the worker's other threads", "share"), ("router", "the router", "share")):
         yield f"\n{title}, {unit}:"

@@ -20,7 +20,7 @@ from tests.unit import tiny
 def work(tmp_path_factory) -> Work:
     folder = tmp_path_factory.mktemp("interference")
     build_base(str(tiny.checkpoint(folder / "source")), folder / "base", PromptSettings())
-    return Work(folder / "base", tiny.task(folder / "models", folder / "base", "mine"), batch=2, context=8, steps=4, prompt=16, alone_s=0.1)
+    return Work(folder / "base", tiny.task(folder / "models", folder / "base", "mine"), batch=2, context=8, steps=4, prompt=16, alone_s=1)
 
 
 def test_every_way_of_sharing_is_compared_and_each_has_an_own_place_only_where_cores_suffice():

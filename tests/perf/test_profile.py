@@ -54,7 +54,8 @@ def test_what_is_not_py_spys_output_is_refused_by_line():
 def test_a_steps_parts_add_up_to_its_time_less_what_it_waited():
     wait = f"{LOOP}Condition.wait (/lib/threading.py:320) 20\n"
     worker = parse(f"{at('qkv.packed')} 60\n{at('kernels.attention')} 20\n{wait}") + parse(f"serve ({ENGINE}:5) 900")
-    made = profile.summary(worker, parse(f"{at('qkv.packed')} 60\nserve ({ENGINE}:5) 3\nx (/lib/y.py:1) 1"), parse("ask (/root/backends/sun/router/router.py:9) 2"), step_ms=50.0)
+    runs, router = parse(f"{at('qkv.packed')} 60\nserve ({ENGINE}:5) 3\nx (/lib/y.py:1) 1"), parse("ask (/root/backends/sun/router/router.py:9) 2")
+    made = profile.summary(worker, runs, router, step_ms=50.0)
     assert made["waiting_ms"] == 10 and made["step"] == {"linear qkv": 30.0, "kernel attention": 10.0}
     assert made["worker_others"] == {"serve (sun/decode/engine.py)": 0.75, stacks.NOT_OURS: 0.25}
     assert made["router"] == {"ask (sun/router/router.py)": 1.0}
@@ -97,7 +98,8 @@ def test_py_spy_sees_our_functions_in_another_process(tmp_path):
         pytest.skip(str(error))
     if os.geteuid():
         pytest.skip("sampling another process needs root")
-    child = subprocess.Popen([sys.executable, "-c", "from sun.cores import parse_cores\nprint(flush=True)\nwhile True: parse_cores('0-9999')"], stdout=subprocess.PIPE)
+    code = "from sun.cores import parse_cores\nprint(flush=True)\nwhile True: parse_cores('0-9999')"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         child.stdout.readline()
         seen = stacks.shares(stacks.record(child.pid, 1, idle=False, out=tmp_path / "raw")())

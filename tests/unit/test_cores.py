@@ -83,8 +83,9 @@ def test_every_thread_of_an_engine_torchs_own_included_runs_where_the_engine_was
         fleet = LocalFleet(base_dir, {"plain": repository / "prefill_plain" / "1"}, threads=2)
         try:
             shipment = fleet.prefill("plain", [1, 2, 3])
+            params = SamplingParams(temperature=0, max_tokens=9)
             for name in ("a", "b", "c"):
-                fleet.admit("decode_0", Admit(id=name, router="r", task="plain", prompt=[1, 2, 3, 4], params=SamplingParams(temperature=0, max_tokens=9)), shipment)
+                fleet.admit("decode_0", Admit(id=name, router="r", task="plain", prompt=[1, 2, 3, 4], params=params), shipment)
             assert sum(len(step.events) for step in fleet.listen("decode_0", "r")) > 9
             torch.set_num_threads(2)
             torch.randn(600, 600) @ torch.randn(600, 600)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -173,6 +174,7 @@ def _pointer(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+@cache
 def _compile(shape: Shape) -> ctypes.CDLL:
     """The C++ kernel of a shape; its file is gone again once it is loaded."""
     with tempfile.TemporaryDirectory() as folder:
