@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from sun.cores import run_on
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -56,6 +58,13 @@ class Place:
         if not folder.is_dir():
             raise ValueError(f"config.pbtxt of {self.name}: parameters: {parameter} is {path!r}, but {folder} is no folder")
         return folder
+
+    def run_on(self, cores: str, threads: int, nice: int = 0) -> None:
+        """See `sun.cores.run_on`. Raises ValueError naming the parameter."""
+        try:
+            run_on(cores, threads, nice)
+        except ValueError as error:
+            raise ValueError(f"config.pbtxt of {self.name}: parameters: {error}") from error
 
 
 def base_dir(repository: Path) -> Path:

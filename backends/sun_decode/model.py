@@ -28,6 +28,8 @@ METRICS = {
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """kv_tokens: the KV pool's budget. max_batch: most sequences in a step. threads: CPU threads of a step.
 
+    cores: the worker runs on these alone, such as "0", "1-3" or "0,2"; empty for anywhere.
+
     scheme: of the weights: "fp32", or a low-bit one of `sun.model.quantise`. weights: folder of a checkpoint to decode with in
     place of the shared base, as conventional serving does; absolute or from the repository's parent.
     """
@@ -35,6 +37,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     kv_tokens: int = 16384
     max_batch: int = 64
     threads: int = 1
+    cores: str = ""
     scheme: str = "fp32"
     weights: str = ""
 
@@ -53,14 +56,15 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Pack the shared weights and start the engine."""
+        place = Place(args)
+        settings = place.settings(Settings)
+        place.run_on(settings.cores, settings.threads)
         # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
         from sun.decode.cpu import CpuExecutor
         from sun.decode.engine import DecodeEngine
         from sun.decode.kv_pool import KVPool
         from sun.model.loading import load_decode
 
-        place = Place(args)
-        settings = place.settings(Settings)
         base, model = load_decode(place.base_dir, settings.scheme, place.folder("weights", settings.weights))
         pool = KVPool(base.geometry, settings.kv_tokens)
         self.shm, self.meter = Shm(), TritonMeter(METRICS)

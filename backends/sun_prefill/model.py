@@ -12,6 +12,9 @@ from sun.settings import Place
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """token_budget: most tokens in a pass. threads: CPU threads of a pass. transport: "shm" or "inline".
 
+    cores: the module runs on these alone, such as "0", "1-3" or "0,2"; empty for anywhere. nice: 0 to 19, how far it lets
+    others go first on a core that both want.
+
     prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
@@ -19,6 +22,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     token_budget: int = 512
     threads: int = 1
+    cores: str = ""
+    nice: int = 0
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
@@ -37,12 +42,13 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Map the weights, become a publisher of KV, start the engine."""
+        place = Place(args)
+        settings = place.settings(Settings)
+        place.run_on(settings.cores, settings.threads, settings.nice)
         # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
         from sun.model.loading import load_prefill
         from sun.prefill.engine import PrefillEngine
 
-        place = Place(args)
-        settings = place.settings(Settings)
         task, model = load_prefill(place.base_dir, place.version_dir)
         if settings.transport not in ("shm", "inline"):
             raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")

@@ -67,23 +67,30 @@ def measure_steps(fleet: LocalFleet, scheme: str, threads: int, watch: Watch, ba
 
 def _step_ms(fleet: LocalFleet, task: str, prompt: list[int], shipment: list[bytes], batch: int, clock: Callable[[], float]) -> float:
     """Mean ms of ``STEPS`` steps of ``batch`` copies of one sequence, once all of them have joined."""
+    ends = step_ends(fleet, task, prompt, shipment, batch, STEPS, clock)
+    return 1e3 * (ends[-1] - ends[0]) / STEPS
+
+
+def step_ends(fleet: LocalFleet, task: str, prompt: list[int], shipment: list[bytes], batch: int, steps: int,
+              clock: Callable[[], float]) -> list[float]:
+    """When each of ``steps`` + 1 steps of ``batch`` copies of one sequence had ended, once all of them had joined. Raises RuntimeError if they never did."""
     from sun.decode.params import SamplingParams
     from sun.messages import Admit
 
     worker, router = next(iter(fleet.decodes)), secrets.token_hex(8)
-    params = SamplingParams(temperature=0, max_tokens=STEPS + JOINING, ignore_eos=True)
+    params = SamplingParams(temperature=0, max_tokens=steps + JOINING, ignore_eos=True)
     ids = [f"{router}-{i}" for i in range(batch)]
     for name in ids:
         fleet.admit(worker, Admit(id=name, router=router, task=task, prompt=prompt, params=params), shipment)
     full: list[float] = []
     for step in fleet.listen(worker, router):
-        if len(step.events) == batch and len(full) < STEPS + 2:  # the first full one may have met the last pull
+        if len(step.events) == batch and len(full) < steps + 2:  # the first full one may have met the last pull
             full.append(clock())
-            if len(full) == STEPS + 2:
+            if len(full) == steps + 2:
                 fleet.abort(worker, ids)
-    if len(full) < STEPS + 2:
-        raise RuntimeError(f"sequences of {len(prompt)} tokens ended before {STEPS} steps of all {batch}; the worker's max_batch or kv_tokens is too small for them")
-    return 1e3 * (full[-1] - full[1]) / STEPS
+    if len(full) < steps + 2:
+        raise RuntimeError(f"sequences of {len(prompt)} tokens ended before {steps} steps of all {batch}; the worker's max_batch or kv_tokens is too small for them")
+    return full[1:]
 
 
 def measure_prefill(fleet: LocalFleet, threads: int, watch: Watch, prompts=PROMPTS, rounds: int = ROUNDS) -> list[PrefillRow]:

@@ -23,6 +23,8 @@ OWN_MODELS = ("sun", "tokenize", "decode_0", "decode_1")
 SHIPPED = ("banking", "bash", "math")
 WIDE = {**os.environ, "COLUMNS": "200"}
 """An environment in which tables are not folded."""
+CORE, NICE = min(os.sched_getaffinity(0)), 4
+"""Where one decode worker and the identity task's prefill module run, and how far the latter lets others go first."""
 GREEDY = {"temperature": 0, "max_tokens": 24}
 
 
@@ -86,6 +88,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for task in SHIPPED:
         add_task(root / "model_repository", root / "build" / "base", task, REPO / "build" / "tasks" / task)
     add_task(root / "model_repository", root / "build" / "base", "identity")
+    for model, key, value in (("decode_1", "cores", CORE), ("prefill_identity", "cores", CORE), ("prefill_identity", "nice", NICE)):
+        with (root / "model_repository" / model / "config.pbtxt").open("a") as config:
+            config.write(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n')
     return root
 
 

@@ -137,15 +137,51 @@ def _head(value, weight, eps, cos, sin, spare):
 
 
 @compiled
-def _attend(q, keys, values, scores, out):
-    """out [group, head_dim]: softmax attention of the query heads q that share keys and values [n, head_dim]."""
+def _dots(q, keys, scores):
+    """scores [group, n] = q [group, head_dim] times keys [n, head_dim]; four tokens at once, so that q is loaded once for them."""
     n, group, size = keys.shape[0], q.shape[0], q.shape[1]
-    for t in range(n):
+    whole = n - n % 4
+    for t in range(0, whole, 4):
+        for g in range(group):
+            one, two, three, four = F32(0), F32(0), F32(0), F32(0)
+            for j in range(size):
+                one += q[g, j] * keys[t, j]
+                two += q[g, j] * keys[t + 1, j]
+                three += q[g, j] * keys[t + 2, j]
+                four += q[g, j] * keys[t + 3, j]
+            scores[g, t], scores[g, t + 1], scores[g, t + 2], scores[g, t + 3] = one, two, three, four
+    for t in range(whole, n):
         for g in range(group):
             dot = F32(0)
             for j in range(size):
                 dot += q[g, j] * keys[t, j]
             scores[g, t] = dot
+
+
+@compiled
+def _mix(shares, values, out):
+    """out [group, head_dim] = shares [group, n] times values [n, head_dim]; four tokens at once, so that out is loaded and stored once for them."""
+    n, group, size = values.shape[0], out.shape[0], out.shape[1]
+    whole = n - n % 4
+    for g in range(group):
+        out[g, :] = F32(0)
+    for t in range(0, whole, 4):
+        for g in range(group):
+            one, two, three, four = shares[g, t], shares[g, t + 1], shares[g, t + 2], shares[g, t + 3]
+            for j in range(size):
+                out[g, j] += one * values[t, j] + two * values[t + 1, j] + three * values[t + 2, j] + four * values[t + 3, j]
+    for t in range(whole, n):
+        for g in range(group):
+            share = shares[g, t]
+            for j in range(size):
+                out[g, j] += share * values[t, j]
+
+
+@compiled
+def _attend(q, keys, values, scores, out):
+    """out [group, head_dim]: softmax attention of the query heads q that share keys and values [n, head_dim]."""
+    n, group = keys.shape[0], q.shape[0]
+    _dots(q, keys, scores)
     for g in range(group):
         row = scores[g, :n]
         top = row[0]
@@ -157,12 +193,7 @@ def _attend(q, keys, values, scores, out):
             total += row[t]
         for t in range(n):
             row[t] /= total
-        out[g, :] = F32(0)
-    for t in range(n):
-        for g in range(group):
-            share = scores[g, t]
-            for j in range(size):
-                out[g, j] += share * values[t, j]
+    _mix(scores, values, out)
 
 
 @compiled
