@@ -47,5 +47,5 @@ clean:
 	@for prefill in model_repository/prefill_*; do \
 	  if [ -d "$$prefill" ]; then rm -rf "$$prefill" "model_repository/$${prefill#model_repository/prefill_}"; fi; \
 	done
-	rm -rf $(VENV) .run build/base backends/python *.egg-info
+	rm -rf $(VENV) .run build/base backends/python backends/onnxruntime backends/tensorrt *.egg-info
 	find backends build client perf tests -name __pycache__ -type d -prune -exec rm -rf {} +
