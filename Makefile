@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 SUN := $(VENV)/bin/sun
 STAMP := $(VENV)/.installed
+CHECKS := $(VENV)/.checks
 DATA ?= ../shared/data
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -27,8 +28,13 @@ demo: setup
 serve: setup
 	@exec $(SUN) serve $(ARGS)
 
-test: setup
+test: setup $(CHECKS)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# What deploy/ is checked with; nothing else needs it.
+$(CHECKS): $(STAMP) requirements-checks.txt
+	$(PIP) install --only-binary :all: --no-deps -r requirements-checks.txt
+	@touch $@
 
 # Conventional disaggregation against SUN: minutes, or all systems and mixes in hours. Results and figures go into perf/results.
 bench bench-full: setup

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,8 @@ def helm(tmp_path_factory):
     def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run([path, *arguments], capture_output=True, text=True, env=os.environ | home)
 
-    return run
+    yield run
+    shutil.rmtree(folder)  # 66 MB, which pytest would keep for three runs
 
 
 @pytest.fixture(scope="session")
@@ -64,13 +66,17 @@ def template(helm, tmp_path_factory):
     """template(values) -> kind -> manifest, of a release "demo" in a namespace "llm"."""
     file = tmp_path_factory.mktemp("values") / "values.yaml"
 
-    def render(values: dict | None = None) -> dict[str, dict]:
-        file.write_text(yaml.safe_dump(values or {}))
+    @cache
+    def render(values: str) -> str:
+        file.write_text(values)
         done = helm("template", "demo", CHART, "--namespace", "llm", "--values", file)
         assert done.returncode == 0, done.stderr
-        manifests = [each for each in yaml.safe_load_all(done.stdout) if each]
-        kinds = {each["kind"]: each for each in manifests}
-        assert len(kinds) == len(manifests)
+        return done.stdout
+
+    def manifests(values: dict | None = None) -> dict[str, dict]:
+        made = [each for each in yaml.load_all(render(yaml.safe_dump(values or {})), yaml.CSafeLoader) if each]
+        kinds = {each["kind"]: each for each in made}
+        assert len(kinds) == len(made)
         return kinds
 
-    return render
+    return manifests

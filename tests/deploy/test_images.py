@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -40,8 +40,9 @@ def instruction(name: str) -> str:
 def slips(file: dict) -> list[str]:
     """What the Compose specification finds wrong with a file."""
     jsonschema = pytest.importorskip("jsonschema", reason=INSTALL)
-    pytest.importorskip("check_jsonschema", reason=INSTALL)
-    schema = json.loads((files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
+    # Found and not imported: as a program it would need more packages.
+    package = importlib.util.find_spec("check_jsonschema") or pytest.skip(f"check-jsonschema is {INSTALL}")
+    schema = json.loads((Path(package.origin).parent / "builtin_schemas" / "vendor" / "compose-spec.json").read_text())
     return [error.message for error in jsonschema.validators.validator_for(schema)(schema).iter_errors(file)]
 
 
