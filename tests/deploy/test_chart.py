@@ -143,6 +143,12 @@ def test_shared_memory_holds_the_kv_of_all_requests_beyond_the_queue(template, c
     assert 64 <= made - count * tokens * SMOLLM2.kv_bytes(1, 4) / 2**20 < 98
 
 
+def test_shared_memory_follows_the_router_s_own_bound(template):
+    made = shm_mib(template({"router": {"parameters": {"max_running_tokens": 65536}}}))
+    assert 64 <= made - 65536 * SMOLLM2.kv_bytes(1, 4) / 2**20 < 98
+    assert shm_mib(template({"router": {"parameters": {"max_running_tokens": 0}}})) == shm_mib(template())
+
+
 def test_settings_are_config_pbtxt_s(template):
     data = template(FULL)["ConfigMap"]["data"]
 

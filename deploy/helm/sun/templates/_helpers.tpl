@@ -24,9 +24,10 @@ parameters { key: {{ $key | quote }} value { string_value: {{ $value | toString 
 {{- end }}
 {{- end }}
 
-{{- /* MiB of /dev/shm, rounded up. */}}
+{{- /* MiB of /dev/shm, rounded up. The router's own bound, where it is not set (or 0), is the pools' sum. */}}
 {{- define "sun.sharedMemoryMi" -}}
-{{- $kv := mul .Values.workers.count .Values.workers.parameters.kv_tokens .Values.sharedMemory.bytesPerToken }}
+{{- $tokens := .Values.router.parameters.max_running_tokens | default (mul .Values.workers.count .Values.workers.parameters.kv_tokens) }}
+{{- $kv := mul $tokens .Values.sharedMemory.bytesPerToken }}
 {{- add (div (add $kv 1048575) 1048576) .Values.sharedMemory.tritonMi }}
 {{- end }}
 
