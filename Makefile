@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 SUN := $(VENV)/bin/sun
 STAMP := $(VENV)/.installed
+CHECKS := $(VENV)/.checks
 DATA ?= ../shared/data
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -27,8 +28,13 @@ demo: setup
 serve: setup
 	@exec $(SUN) serve $(ARGS)
 
-test: setup
+test: setup $(CHECKS)
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# What deploy/ is checked with; nothing else needs it.
+$(CHECKS): $(STAMP) requirements-checks.txt
+	$(PIP) install --only-binary :all: --no-deps -r requirements-checks.txt
+	@touch $@
 
 # Conventional disaggregation against SUN: minutes, or all systems and mixes in hours. Results and figures go into perf/results.
 bench bench-full: setup
@@ -47,5 +53,5 @@ clean:
 	@for prefill in model_repository/prefill_*; do \
 	  if [ -d "$$prefill" ]; then rm -rf "$$prefill" "model_repository/$${prefill#model_repository/prefill_}"; fi; \
 	done
-	rm -rf $(VENV) .run build/base backends/python *.egg-info
+	rm -rf $(VENV) .run build/base backends/python backends/onnxruntime backends/tensorrt *.egg-info
 	find backends build client perf tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,9 @@ launcher. `install` arranges them for a plain command line:
 
     source .venv/bin/activate
     tritonserver --model-repository=model_repository --backend-directory=backends
+
+In NVIDIA's container of the same release its own server is taken, which has backends for ONNX Runtime and TensorRT; that
+container's stub is for Python 3.10 alone, so the stub stays the wheel's.
 """
 
 import filecmp
@@ -14,6 +17,13 @@ import shutil
 import sys
 import sysconfig
 from pathlib import Path
+
+RELEASE = "2.51.0"
+"""The wheel's Triton (24.10). Stub and server talk through shared memory, laid out by their release: no other server will do."""
+NVIDIA = Path("/opt/tritonserver")
+"""Where NVIDIA's containers have theirs."""
+NATIVE = ("onnxruntime", "tensorrt")
+"""Backends of NVIDIA's server that serve exported prefill modules."""
 
 _WRAPPER = """\
 #!/bin/sh
@@ -30,19 +40,22 @@ exec {server} "$@"
 """
 
 
-def install(repo_root: Path, venv: Path) -> Path:
+def install(repo_root: Path, venv: Path, nvidia: Path = NVIDIA) -> Path:
     """Fill `<repo_root>/backends/python/`, write `<venv>/bin/tritonserver`, and return the latter's path.
 
     Run it with the venv's own Python: that version's stub is chosen. It may be run again at any time, also while a
-    server is up; what is right already is left alone.
+    server is up; what is right already is left alone. nvidia: where an installed server of the same `RELEASE` is taken
+    instead of the wheel's, with its `NATIVE` backends linked into `<repo_root>/backends/`.
     """
     venv = Path(os.path.abspath(venv))
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    triton = venv / "lib" / f"python{version}" / "site-packages" / "pytriton" / "tritonserver"
+    wheel = venv / "lib" / f"python{version}" / "site-packages" / "pytriton" / "tritonserver"
+    if not (wheel / "bin" / "tritonserver").is_file():
+        raise RuntimeError(f"no tritonserver at {wheel / 'bin'}: is nvidia-pytriton installed in {venv} for Python {version}?")
+    # The backend's library is linked against its own server's: these two always come from one place.
+    triton = nvidia if _release(nvidia) == RELEASE else wheel
     server = triton / "bin" / "tritonserver"
-    if not server.is_file():
-        raise RuntimeError(f"no tritonserver at {server}: is nvidia-pytriton installed in {venv} for Python {version}?")
-    stubs = triton / "python_backend_stubs"
+    stubs = wheel / "python_backend_stubs"
     stub = stubs / version / "triton_python_backend_stub"
     if not stub.is_file():
         have = sorted((p.name for p in stubs.iterdir()), key=lambda v: [int(n) for n in v.split(".")])
@@ -55,6 +68,9 @@ def install(repo_root: Path, venv: Path) -> Path:
     _copy(triton / "backends" / "python" / "libtriton_python.so", target)
     _link(triton / "backends" / "python" / "triton_python_backend_utils.py", target)
     _link(stub, target)
+    for name in NATIVE:
+        if (backend := triton / "backends" / name).is_dir():
+            _link(backend, target.parent)
 
     text = _WRAPPER.format(
         bin=shlex.quote(str(venv / "bin")), lib=shlex.quote(str(_libpython_dir())), server=shlex.quote(str(server))
@@ -67,6 +83,12 @@ def install(repo_root: Path, venv: Path) -> Path:
         part.chmod(0o755)
         part.replace(wrapper)
     return wrapper
+
+
+def _release(server: Path) -> str | None:
+    """The version of an installed server; None if there is none."""
+    version = server / "TRITON_VERSION"
+    return version.read_text().strip() if version.is_file() and os.access(server / "bin" / "tritonserver", os.X_OK) else None
 
 
 def _libpython_dir() -> Path:
