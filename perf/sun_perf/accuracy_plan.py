@@ -38,7 +38,7 @@ def _settings(steps: int, batch: int) -> TuneSettings:
 
 TASKS = {task.name: task for task in (
     Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
-    Task("math", "math", 329, _settings(660, 4), max_tokens=64),
+    Task("math", "math", 329, _settings(200, 8), max_tokens=64),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bfcl", "bfcl", 200, _settings(150, 6)),
 )}
