@@ -16,7 +16,7 @@ def evaluate(
     metric: Annotated[str | None, typer.Option(help="exact, intent, bash, utility, flags, math or bfcl. Default: the task's.", show_default=False)] = None,
     against: Annotated[str, typer.Option(help="Rows of the table, with commas: base, full, naive, sun, qsun. With full, naive comes along.")] = "sun",
     full: Annotated[Path | None, typer.Option(help="A checkpoint of `sun tune --method full`, for the rows full and naive.", show_default=False)] = None,
-    scheme: Annotated[str, typer.Option(help="Decode module of the row qsun: int8, int4 or nf4.")] = "int4",
+    scheme: Annotated[str, typer.Option(help="Decode module of the row qsun: bf16, int8, int4, nf4, bnb-int8 or bnb-nf4.")] = "int4",
     server: Annotated[bool, typer.Option("--server", help="Ask a running server in place of the engine: one row, of what it serves.")] = False,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)] = None,

@@ -10,7 +10,7 @@ from torch import Tensor
 from sun.model.calibration import TEXT, input_ranges
 from sun.model.llama import Llama
 from sun.model.manifest import BaseManifest, TaskManifest
-from sun.model.quantise import FULL, check_scheme, quantise
+from sun.model.quantise import CALIBRATED, FULL, check_scheme, quantise
 from sun.model.weights import ADAPTER_FILES, checkpoint_files, load_lora, map_checkpoint, weights_digest
 
 
@@ -43,7 +43,7 @@ def load_decode(base_dir: str | Path, scheme: str = FULL, own: str | Path | None
 
 def quantised_tensors(base_dir: str | Path, base: BaseManifest, tensors: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
     """A checkpoint's tensors by ``scheme``, calibrated on `calibration.TEXT` if it needs that."""
-    if check_scheme(scheme) != "int8":
+    if check_scheme(scheme) not in CALIBRATED:
         return quantise(tensors, scheme)
     ids = Tokenizer.from_file(str(Path(base_dir) / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
     return quantise(tensors, scheme, input_ranges(Llama(base, tensors), ids))
