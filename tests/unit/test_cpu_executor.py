@@ -116,11 +116,13 @@ def test_int4_layers_stand_for_their_codes_up_to_bf16(rows, seed):
     assert (error / (x.abs() @ weight.abs().T)).max() < 2**-8
 
 
-@given(st.integers(1, 9), st.integers(0, 999), st.sampled_from([1e-7, 1e-3, 0.05, 1.0, 9000.0]))
-def test_bf16_layers_are_their_weights_up_to_float32(rows, seed, size):
+@given(st.integers(1, 9), st.integers(0, 999), st.sampled_from([1e-7, 1e-3, 0.05, 1.0, 9000.0]), st.sampled_from([96, 512, 576, 1100, 1500]))
+def test_bf16_layers_are_their_weights_up_to_float32(rows, seed, size, inputs):
     draw = torch.Generator().manual_seed(seed)
-    weight, x = bf16(torch.randn(48, 96, generator=draw) * size), torch.randn(rows, 96, generator=draw)
-    error = (pack(weight, "bf16", None)(x) - x.double() @ weight.double().T).abs()
+    weight, x = bf16(torch.randn(48, inputs, generator=draw) * size), torch.randn(rows, inputs, generator=draw)
+    layer = pack(weight, "bf16", None)
+    assert isinstance(layer, Half) and all(torch.equal(layer(x[i : i + 1])[0], layer(x)[i]) for i in range(rows))
+    error = (layer(x) - x.double() @ weight.double().T).abs()
     # What float16 cannot hold of a small weight is below 2^-25.
     assert (error <= (x.abs() @ weight.abs().T) * 1e-6 + x.abs().sum(1, keepdim=True) * 2**-25).all()
 

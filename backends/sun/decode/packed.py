@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -81,17 +82,24 @@ class Half:
     """bf16 weights with float32 inputs, by fbgemm's kernel for float16: on AVX2 nothing in torch multiplies bf16 as fast.
 
     float16 holds a bf16 number up to `LARGEST` exactly, and one below 6e-5 to 3e-8, which is what float32 sums are off by, too.
+    fbgemm fills the inputs up to a multiple of `FILLED`; a few beyond one are a layer of their own by ``floats``, which takes less memory.
     """
 
     form = PLAIN
     LARGEST = torch.finfo(torch.float16).max
+    FILLED = 512
 
-    def __init__(self, weight: Tensor):
-        self.weight = torch.ops.quantized.linear_prepack_fp16(weight, None)
+    def __init__(self, weight: Tensor, floats: Callable[[Tensor], Packed]):
+        inputs = weight.shape[1]
+        beyond = inputs % self.FILLED if inputs > self.FILLED else 0
+        self.inputs = inputs - beyond if beyond * 2 < self.FILLED else inputs
+        self.weight = torch.ops.quantized.linear_prepack_fp16(weight[:, : self.inputs].contiguous(), None)
+        self.rest = floats(weight[:, self.inputs :].contiguous()) if self.inputs < inputs else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Packed`."""
-        return torch.ops.quantized.linear_dynamic_fp16(x, self.weight)
+        y = torch.ops.quantized.linear_dynamic_fp16(x[:, : self.inputs], self.weight)
+        return y if self.rest is None else y.add_(self.rest(x[:, self.inputs :]))
 
 
 class Int4:
@@ -119,7 +127,7 @@ def pack(weight: Tensor, scheme: str, codes: Codes | None) -> Packed:
     if codes is not None and fbgemm:
         return Int8(weight, codes)
     if scheme == "bf16" and fbgemm and weight.abs().max() <= Half.LARGEST:
-        return Half(weight)
+        return Half(weight, floats)
     if scheme == "bnb-nf4" and codes is None and BnbNf4.fits(weight):
         return BnbNf4(weight)
     if scheme == "int4" and codes is None and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0:
