@@ -20,17 +20,17 @@ class LocalFleet:
     """A `sun.router.fleet.Fleet` of engines in this process.
 
     task_dirs: task -> the folder of its manifest and weights. workers: how many decode engines share the module.
-    scheme, own: of the decode module, see `load_decode`. threads: see `DecodeEngine`.
+    scheme, own: of the decode module, see `load_decode`. prefill_scheme: see `load_prefill`. threads: see `DecodeEngine`.
     """
 
     def __init__(self, base_dir: str | Path, task_dirs: dict[str, Path], workers: int = 1, kv_tokens: int = 16384,
                  transport: Transport | None = None, token_budget: int = 512, max_batch: int = 64,
-                 scheme: str = FULL, own: Path | None = None, threads: int | None = None):
+                 scheme: str = FULL, own: Path | None = None, threads: int | None = None, prefill_scheme: str = FULL):
         transport = transport or Inline()
         base, model = load_decode(base_dir, scheme, own)
         self.prefills: dict[str, PrefillEngine] = {}
         for name, folder in task_dirs.items():
-            task, module = load_prefill(base_dir, folder)
+            task, module = load_prefill(base_dir, folder, prefill_scheme)
             self.prefills[name] = PrefillEngine(module, task, transport, token_budget)
         self.decodes: dict[str, DecodeEngine] = {}
         for i in range(workers):

@@ -1,5 +1,7 @@
 """Triton model `prefill_<task>`: prompt token ids x1..x(n-1) in, a KV ticket out."""
 
+import ctypes
+
 import msgspec
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -15,7 +17,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     cores: the module runs on these alone, such as "0", "1-3" or "0,2"; empty for anywhere. nice: 0 to 19, how far it lets
     others go first on a core that both want.
 
-    prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
+    scheme: of the linear layers, "fp32" or "int8". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
     """
@@ -24,6 +26,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     threads: int = 1
     cores: str = ""
     nice: int = 0
+    scheme: str = "fp32"
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
@@ -49,11 +52,13 @@ class TritonPythonModel:
         from sun.model.loading import load_prefill
         from sun.prefill.engine import PrefillEngine
 
-        task, model = load_prefill(place.base_dir, place.version_dir)
+        task, model = load_prefill(place.base_dir, place.version_dir, settings.scheme)
         if settings.transport not in ("shm", "inline"):
             raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
         self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
         self.engine = PrefillEngine(model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens)
+        # glibc keeps the float32 copies that packing went through.
+        ctypes.CDLL(None).malloc_trim(0)
 
     def execute(self, requests):
         """Queue the prompts; each is answered when its KV is published."""

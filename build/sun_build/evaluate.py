@@ -12,6 +12,7 @@ import numpy as np
 
 from sun.local import LocalFleet
 from sun.model.manifest import BaseManifest
+from sun.model.quantise import FULL
 from sun.router.active import Piece
 from sun.router.errors import RequestError
 from sun.router.policy import LeastTokens
@@ -92,15 +93,15 @@ def test_set(data: Path, metric: str, limit: int | None = None) -> list[Conversa
 
 
 def engine_answers(base_dir: Path, who: Contestant, conversations: list[Conversation], task: str = "task", max_tokens: int = 96,
-                   batch: int = 32, report: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
+                   batch: int = 32, report: Callable[[int, int], None] = lambda done, total: None, prefill_scheme: str = FULL) -> list[str]:
     """Greedy answers to the last assistant turn of every conversation, through router, prefill, handoff and decode engine.
 
-    batch: sequences decoded at once. report(done, total) is called after each answer.
+    batch: sequences decoded at once. prefill_scheme: see `load_prefill`. report(done, total) is called after each answer.
     """
     base = BaseManifest.load(base_dir)
     with staged(base_dir, task, who.prefill) as repository:
         fleet = LocalFleet(
-            base_dir, {task: repository / f"prefill_{task}" / "1"}, max_batch=batch, scheme=who.scheme, own=who.own)
+            base_dir, {task: repository / f"prefill_{task}" / "1"}, max_batch=batch, scheme=who.scheme, own=who.own, prefill_scheme=prefill_scheme)
         router = Router(
             fleet, list(fleet.decodes), TaskRegistry(repository), PromptFormat.load(base_dir, base.prompt), LeastTokens(), [],
             Limits(max_inflight=len(conversations) + 1, deadline_s=86400.0))

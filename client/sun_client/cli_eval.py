@@ -16,7 +16,8 @@ def evaluate(
     metric: Annotated[str | None, typer.Option(help="exact, intent, bash, utility, flags, math or bfcl. Default: the task's.", show_default=False)] = None,
     against: Annotated[str, typer.Option(help="Rows of the table, with commas: base, full, naive, sun, qsun. With full, naive comes along.")] = "sun",
     full: Annotated[Path | None, typer.Option(help="A checkpoint of `sun tune --method full`, for the rows full and naive.", show_default=False)] = None,
-    scheme: Annotated[str, typer.Option(help="Decode module of the row qsun: int8, int4 or nf4.")] = "int4",
+    scheme: Annotated[str, typer.Option(help="Decode module of the row qsun: bf16, int8, int4, nf4, bnb-int8 or bnb-nf4.")] = "int4",
+    prefill_scheme: Annotated[str, typer.Option(help="Of every row's prefill module: fp32, or int8 as its config.pbtxt may say.")] = "fp32",
     server: Annotated[bool, typer.Option("--server", help="Ask a running server in place of the engine: one row, of what it serves.")] = False,
     url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)] = None,
@@ -41,11 +42,13 @@ def evaluate(
     if not data.is_file():
         raise ValueError(f"--data: there is no file {data}")
     with show.quiet_libraries():
-        from sun.model.quantise import check_scheme
+        from sun.model.quantise import FULL, check_scheme
         from sun_build import evaluate as engine
         from sun_build.contestants import contestant
 
         check_scheme(scheme)
+        if server and prefill_scheme != FULL:
+            raise ValueError("--prefill-scheme: a server has its own; leave it out with --server")
         names = rows(against, server)
         weights = place.models / f"prefill_{task}" / "1"
         tuned = None if registry.get(task).weights == "identity" else weights
@@ -59,7 +62,7 @@ def evaluate(
 
                     answers = server_answers(url, task, conversations, max_tokens, batch, report)
                 else:
-                    answers = engine.engine_answers(place.base, entrants[name], conversations, task, max_tokens, batch, report)
+                    answers = engine.engine_answers(place.base, entrants[name], conversations, task, max_tokens, batch, report, prefill_scheme)
             scored = engine.score(conversations, answers, metric)
             table.append((name if name != "qsun" else f"qsun ({scheme})", engine.summary(scored), sum(s.right for s in scored)))
             if out is not None:

@@ -17,7 +17,7 @@ PARAMETER = re.compile(r'parameters\s*\{\s*key:\s*"scheme"\s*value\s*\{\s*string
 
 
 def quantize(
-    scheme: Annotated[str, typer.Option(help="fp32, int8, int4, nf4, or auto: the fastest here at --batch.")] = AUTO,
+    scheme: Annotated[str, typer.Option(help="fp32, bf16, int8, int4, nf4, bnb-int8, bnb-nf4, or auto: the fastest here at --batch.")] = AUTO,
     batch: Annotated[int, typer.Option(min=1, max=256, help="Sequences that a worker usually decodes at once.")] = 8,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a worker.")] = 1,
     text: Annotated[Path | None, typer.Option(help="A text file of your kind of traffic to measure the loss on. Default: a page that comes along.", show_default=False)] = None,
@@ -28,6 +28,7 @@ def quantize(
     """Measure a low-bit decode module (QSUN): step times, agreement with float32, error by layer; --apply makes workers run it."""
     import msgspec
 
+    from sun.decode.packed import why_not
     from sun.model.calibration import TEXT
     from sun.model.quantise import FULL, SCHEMES, check_scheme
     from sun_build import quantisation
@@ -38,13 +39,17 @@ def quantize(
     place = Root.find(root)
     place.manifest()
     ids = quantisation.ids_of(place.base, TEXT if text is None else text.read_text())
-    if scheme != AUTO:
-        check_scheme(scheme)
+    if scheme != AUTO and (why := why_not(check_scheme(scheme))):
+        raise ValueError(f"--scheme: {scheme} does not run here: {why}")
     with show.working("timing decode steps"):
-        taken = steps.measure(steps.steppers(place.base, (FULL, *SCHEMES), threads, (batch,)), (batch,), ROUNDS)
+        left_out = {name: why for name in SCHEMES if (why := why_not(name))}
+        here = [name for name in (FULL, *SCHEMES) if name not in left_out]
+        taken = steps.measure(steps.steppers(place.base, here, threads, (batch,)), (batch,), ROUNDS)
         times = {name: median(kept) for (name, _), kept in taken.items()}
     for name, ms in times.items():
-        print(f"{name:5} {ms:7.1f} ms a step of {batch}, {times[FULL] / ms:4.2f} x fp32")
+        print(f"{name:8} {ms:7.1f} ms a step of {batch}, {times[FULL] / ms:4.2f} x fp32")
+    for name, why in left_out.items():
+        print(f"{name:8} left out: {why}")
     chosen = min(times, key=times.get) if scheme == AUTO else scheme
     print(f"{chosen}: {'the fastest at this batch' if scheme == AUTO else 'as asked for'}.")
     with show.working("measuring the loss"):

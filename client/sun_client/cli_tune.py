@@ -19,7 +19,7 @@ def tune(
     base: Annotated[Path | None, typer.Option(help="The base model's folder. Default: the root's build/base.", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="sun: the prefill module, through the frozen decode module. full: one ordinary model, the baseline.")] = "sun",
     adapter: Annotated[str, typer.Option(help="lora, or none for all weights.")] = "lora",
-    decode: Annotated[str, typer.Option(help="The frozen decode module as it will serve: fp32, int8, int4 or nf4.")] = "fp32",
+    decode: Annotated[str, typer.Option(help="The frozen decode module as it will serve: fp32, bf16, int8, int4, nf4, bnb-int8 or bnb-nf4.")] = "fp32",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
     batch: Annotated[int, typer.Option(min=1, help="Examples that run together.")] = 16,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches per optimiser step, on each device.")] = 1,

@@ -148,16 +148,12 @@ class Doctor:
 
     def formats(self) -> Iterator[Finding]:
         """Which decode formats run here."""
-        import torch
-
-        from sun.decode.packed import pack
-        from sun.model.quantise import FULL, SCHEMES, codes_for
+        from sun.decode.packed import why_not
+        from sun.model.quantise import FULL, SCHEMES
 
         for scheme in (FULL, *SCHEMES):
-            try:
-                pack(torch.eye(64), scheme, codes_for(scheme, "mlp.up_proj", torch.ones(64)))(torch.ones(2, 64))
-            except Exception as error:
-                yield Finding(f"format {scheme}", "warning", f"does not run here: {error}", "use another scheme")
+            if why := why_not(scheme):
+                yield Finding(f"format {scheme}", "warning", f"does not run here: {why}", "use another scheme")
             else:
                 yield Finding(f"format {scheme}", "ok", "runs here")
 

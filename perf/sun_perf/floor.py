@@ -9,22 +9,28 @@ from dataclasses import asdict, dataclass
 import torch
 
 from sun.decode.packed import Int8, OneDnn
+from sun.model.codes import COARSE, Codes
 from sun.model.llama import Llama
-from sun.model.quantise import COARSE, Codes
 
-WEIGHT_BITS = {"fp32": 32, "int8": 8, "int4": 5, "nf4": 32}
-"""As they lie in memory: int4 has a scale and a minimum of 16 bits per 32 weights; nf4 runs dequantised."""
+WEIGHT_BITS = {"fp32": 32, "bf16": 16, "int8": 8, "int4": 5, "nf4": 32, "bnb-int8": 8, "bnb-nf4": 4.5}
+"""As they lie in memory: int4 has a scale and a minimum of 16 bits per 32 weights; nf4 runs dequantised; bnb-nf4 has a scale of
+32 bits per 64 (16 where it has its own kernel for bf16). The head has 8 bits in all but fp32 and bf16, which this leaves out."""
+BF16_INPUTS = ("int4", "bnb-nf4")
 SIZE = 2048
 
 
 @dataclass(frozen=True)
 class Machine:
-    """read_gb_s: bandwidth of reading memory. fp32, int8: best rates of a matrix product with packed weights, in GFLOP/s. By ``threads`` threads."""
+    """read_gb_s: bandwidth of reading memory. fp32, int8, bf16: best rates of a matrix product with packed weights, in GFLOP/s. By ``threads`` threads.
+
+    bf16 is 0 where the CPU has no products of its own for it: float32's are its limit there.
+    """
 
     threads: int
     read_gb_s: float
     fp32_gflop_s: float
     int8_gflop_s: float
+    bf16_gflop_s: float = 0.0
 
     @classmethod
     def measure(cls, threads: int, megabytes: int = 512, size: int = SIZE) -> Machine:
@@ -35,10 +41,12 @@ class Machine:
         unit = x / x.abs().amax(1, keepdim=True)
         products = 2 * x.shape[0] * size * size / 1e9
         codes = Codes(COARSE, split=False, smooth=torch.ones(size))
+        layers = [(OneDnn(weight), x), (Int8(codes.weight(weight), codes), unit)]
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            layers.append((OneDnn(weight.bfloat16()), x.bfloat16()))
         return cls(
             threads, round(buffer.nbytes / 1e9 / fastest(buffer.sum), 2),
-            *(round(products / fastest(lambda layer=layer, rows=rows: layer(rows)), 1)
-              for layer, rows in ((OneDnn(weight), x), (Int8(codes.weight(weight), codes), unit))))
+            *(round(products / fastest(lambda layer=layer, rows=rows: layer(rows)), 1) for layer, rows in layers))
 
     def as_dict(self) -> dict[str, float]:
         """As it is written to JSON."""
@@ -63,7 +71,9 @@ def floor_ms(model: Llama, limits: Machine, scheme: str, batch: int, context: in
     """
     weights = model.head.weight.numel() + sum(
         linear.weight.numel() for layer in model.layers for linear in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down))
-    rate = limits.int8_gflop_s if scheme == "int8" else limits.fp32_gflop_s
+    rate = limits.int8_gflop_s if scheme.endswith("int8") else limits.fp32_gflop_s
+    if scheme in BF16_INPUTS:
+        rate = max(rate, limits.bf16_gflop_s)
     linear_s = max(weights * WEIGHT_BITS[scheme] / 8 / 1e9 / limits.read_gb_s, 2 * weights * batch / 1e9 / rate)
     kv_s = model.geometry.kv_bytes(context, 4) * batch / 1e9 / limits.read_gb_s
     return (linear_s + kv_s) * 1e3

@@ -54,6 +54,9 @@ def test_each_row_has_the_weights_that_its_name_says(base_dir, data, tmp_path):
     got = {name: engine_answers(base_dir, contestant(name, tuned, full, "int4"), test, max_tokens=12) for name in ("base", "full", "naive", "sun", "qsun")}
     assert len({tuple(answers) for answers in got.values()}) == 5
     assert got["base"] == engine_answers(base_dir, Contestant("x", None, own=base_dir), test, max_tokens=12)
+    assert engine_answers(base_dir, contestant("sun", tuned, None, "int4"), test, max_tokens=12, prefill_scheme="int8") != got["base"]
+    with pytest.raises(ValueError, match="prefill scheme: got 'int4'"):
+        engine_answers(base_dir, contestant("sun", tuned, None, "int4"), test, prefill_scheme="int4")
     with pytest.raises(ValueError, match="against: full needs"):
         contestant("full", tuned, None, "int4")
 
@@ -73,7 +76,8 @@ def test_bfcl_without_its_fields_is_refused_by_line(data):
 
 @pytest.mark.parametrize(("words", "said"), [
     (["--metric", "rouge"], "metric: got 'rouge'"), (["--metric", "exact", "--against", "full"], "against: full needs"),
-    (["--metric", "exact", "--scheme", "int3"], "decode scheme"), (["--task", "no"], "there is no task 'no'"), ([], "names none"),
+    (["--metric", "exact", "--scheme", "int3"], "decode scheme"), (["--metric", "exact", "--prefill-scheme", "int4"], "prefill scheme: got 'int4'"),
+    (["--metric", "exact", "--prefill-scheme", "int8", "--server"], "--prefill-scheme: a server has its own"), (["--task", "no"], "there is no task 'no'"), ([], "names none"),
 ])
 def test_sun_eval_refuses_by_name(root, base_dir, data, words, said):
     add_task(root / "model_repository", base_dir, "t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -39,6 +40,15 @@ def test_the_command_reports_and_applies(root, tmp_path):
     assert config.read_text() == 'backend: "sun_decode"\nparameters { key: "scheme" value { string_value: "int8" } }\n'
     set_scheme(config, "int4")
     assert config.read_text().count("scheme") == 1 and '"int4"' in config.read_text()
+
+
+def test_a_scheme_whose_package_is_missing_is_left_out_and_refused_where_asked_for(root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    refused = CliRunner().invoke(app, ["quantize", "--scheme", "bnb-int8", "--root", str(root)])
+    assert refused.exit_code and "--scheme: bnb-int8 does not run here" in str(refused.exception) and "pip install" in str(refused.exception)
+    made = CliRunner().invoke(app, ["quantize", "--batch", "1", "--root", str(root)])
+    assert made.exit_code == 0, made.output
+    assert "bnb-nf4  left out: scheme bnb-nf4 needs the package bitsandbytes" in made.output and ": the fastest at this batch." in made.output
 
 
 def test_an_unknown_scheme_is_refused_by_name(root):

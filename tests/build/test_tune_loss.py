@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 from sun.model.calibration import text_logits
 from sun.model.loading import load_decode
-from sun.model.quantise import COARSE, Codes
+from sun.model.codes import COARSE, Codes
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.data import Example
 from sun_build.tune.loss import collate, distillation, handoff_logits, handoff_loss

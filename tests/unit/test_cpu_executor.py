@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -12,12 +14,15 @@ from sun.decode import kernels
 from sun.decode.cpu import CpuExecutor
 from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
-from sun.decode.packed import Int4, Int8, pack
+from sun.decode.packed import Half, Int4, Int8, OneDnn, pack
+from sun.model.codes import COARSE, FINE, Codes
 from sun.model.loading import load_decode
-from sun.model.quantise import COARSE, FINE, Codes, int4
+from sun.model.quantise import bf16, int4
 
 from . import tiny
 
+with_bnb = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+BNB = [pytest.param(name, marks=with_bnb) for name in ("bnb-int8", "bnb-nf4")]
 CONTEXTS = (1, 7, 30, 64, 2)
 STEPS = 4
 
@@ -44,19 +49,22 @@ def test_float32_agrees_with_plain_torch_for_every_architecture(any_base):
 
 
 # An input that lies between two codes may fall to either side by the last bit of a sum; what follows from one such step
-# is as large as a code. int4 takes its inputs in bf16, which has 8 bits.
-@pytest.mark.parametrize("scheme, share", [("int8", 0.05), ("int4", 0.02), ("nf4", 1e-3)])
+# is as large as a code. int4 takes its inputs in bf16, which has 8 bits; so does bnb-nf4 where the CPU multiplies bf16,
+# and it rounds its weights to them, too.
+@pytest.mark.parametrize("scheme, share", [
+    ("bf16", 1e-4), ("int8", 0.05), ("int4", 0.02), ("nf4", 1e-3),
+    pytest.param("bnb-int8", 0.02, marks=with_bnb), pytest.param("bnb-nf4", 0.04, marks=with_bnb)])
 def test_a_low_bit_module_agrees_with_its_reference(any_base, scheme, share):
     got, expected = decoded(any_base, CpuExecutor, scheme), decoded(any_base, TorchExecutor, scheme)
     assert (got - expected).pow(2).mean().sqrt() < share * expected.std()
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("scheme", ["fp32", "bf16", "int8", "int4", "nf4", *BNB])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_sequence_gets_the_same_bits_whatever_it_is_batched_with(base_dir, scheme, threads):
-    together = decoded(base_dir, CpuExecutor, scheme, threads=threads)
-    for row in range(len(CONTEXTS)):
-        assert torch.equal(decoded(base_dir, CpuExecutor, scheme, (row,))[:, 0], together[:, row])
+def test_a_sequence_gets_the_same_bits_whatever_it_is_batched_with(bases, scheme, threads):
+    together = decoded(bases("wide"), CpuExecutor, scheme, threads=threads)
+    for rows in ((0,), (1,), (2,), (3,), (4,), (1, 3), (0, 2, 4)):
+        assert torch.equal(decoded(bases("wide"), CpuExecutor, scheme, rows), together[:, rows])
 
 
 @pytest.mark.parametrize("columns", [576, 1536])
@@ -116,6 +124,24 @@ def test_int4_layers_stand_for_their_codes_up_to_bf16(rows, seed):
     weight, x = int4(torch.randn(48, 96, generator=draw)), torch.randn(rows, 96, generator=draw)
     error = (Int4(weight)(x) - x @ weight.T).abs()
     assert (error / (x.abs() @ weight.abs().T)).max() < 2**-8
+
+
+@given(st.integers(1, 9), st.integers(0, 999), st.sampled_from([1e-7, 1e-3, 0.05, 1.0, 9000.0]), st.sampled_from([96, 512, 576, 1100, 1500]))
+def test_bf16_layers_are_their_weights_up_to_float32(rows, seed, size, inputs):
+    draw = torch.Generator().manual_seed(seed)
+    weight, x = bf16(torch.randn(48, inputs, generator=draw) * size), torch.randn(rows, inputs, generator=draw)
+    layer = pack(weight, "bf16", None)
+    assert isinstance(layer, Half) and all(torch.equal(layer(x[i : i + 1])[0], layer(x)[i]) for i in range(rows))
+    error = (layer(x) - x.double() @ weight.double().T).abs()
+    # What float16 cannot hold of a small weight is below 2^-25.
+    assert (error <= (x.abs() @ weight.abs().T) * 1e-6 + x.abs().sum(1, keepdim=True) * 2**-25).all()
+
+
+def test_weights_beyond_float16_stay_float32():
+    weight = torch.tensor([[70144.0, 1.0]])
+    assert isinstance(pack(weight / 2, "bf16", None), Half)
+    layer = pack(weight, "bf16", None)
+    assert isinstance(layer, OneDnn) and layer(torch.ones(1, 2)).item() == 70145
 
 
 @given(st.floats(-200, 88, width=32))

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sun.model.codes import COARSE, FINE, Codes, smoothing, symmetric
 from sun.model.llama import LINEARS
-from sun.model.quantise import COARSE, FINE, FLOAT_INPUTS, NF4, Codes, check_scheme, quantise, smoothing, symmetric
+from sun.model.quantise import FLOAT_INPUTS, NF4, check_scheme, quantise
 
 weights = st.tuples(st.integers(1, 5), st.sampled_from([7, 32, 64, 96, 192]), st.integers(0, 99), st.sampled_from([1e-30, 0.02, 1.0, 1e4]))
 
@@ -82,5 +83,5 @@ def test_embedding_norms_and_biases_are_left_alone_and_a_tied_head_becomes_its_o
 
 
 def test_an_unknown_scheme_is_refused_by_name():
-    with pytest.raises(ValueError, match="int3.*fp32, int8, int4, nf4"):
+    with pytest.raises(ValueError, match="int3.*fp32, bf16, int8, int4, nf4, bnb-int8, bnb-nf4"):
         check_scheme("int3")

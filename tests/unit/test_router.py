@@ -178,6 +178,16 @@ def test_a_handed_over_prompt_gives_the_tasks_answer(serve, prompts, shm):
     eventually(lambda: files(shm) == 0)
 
 
+def test_a_prompt_that_ran_in_int8_is_taken_over_as_its_tasks(serve, prompts, shm):
+    service = serve(transport=shm, prefill_scheme="int8")
+    assert service.fleet.prefills["lora"].task.weights_digest.startswith("int8:sha256:")
+    assert handed_over(service, prompts).whole.text == service.ask(TEXT, "lora").whole.text
+    error = handed_over(service, prompts, {"weights_digest": "int8:sha256:older"}).error
+    assert str(error).startswith("ticket.weights_digest: int8:sha256:older is not task 'lora'")
+    service.idle()
+    eventually(lambda: files(shm) == 0)
+
+
 @pytest.mark.parametrize(("change", "task", "reason"), [
     ({}, "plain", "^task: is 'plain', but the ticket is of task 'lora'"),
     ({"task": "poetry"}, None, "^task: 'poetry' is not known"),

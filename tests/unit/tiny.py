@@ -35,9 +35,12 @@ SIZE = {
     # Wide enough that answers differ from prompt to prompt and from weights to weights.
     "initializer_range": 0.25,
 }
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
+"""A shape that every number format's kernels take."""
 KINDS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True)),
     "deep": lambda: LlamaForCausalLM(LlamaConfig(**{**SIZE, "num_hidden_layers": 6}, tie_word_embeddings=True)),  # has layers that are not at an end
+    "wide": lambda: LlamaForCausalLM(LlamaConfig(**SIZE | WIDE, tie_word_embeddings=True)),
     "llama3": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=False, rope_parameters=LLAMA3)),
     "yarn": lambda: LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True, rope_parameters=YARN)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)),

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from sun.model.quantise import COARSE
+from sun.model.codes import COARSE
 
 PLAIN, UNIT, SPLIT = 0, 1, 2
 F32, I32 = np.float32, np.int32

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sun.decode.bnb import BnbInt8, BnbNf4
 from sun.decode.kernels import PLAIN, SPLIT, UNIT
-from sun.model.quantise import COARSE, FINE, GROUP, Codes, int4_codes, row_scale
+from sun.model.codes import COARSE, FINE, Codes, row_scale
+from sun.model.quantise import GROUP, codes_for, int4_codes
 
 BATCH_HINT = 16
 """oneDNN lays weights out for an expected number of rows; the layout hardly depends on it."""
@@ -80,6 +83,30 @@ class Int8:
         return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, 1 / self.levels, self.zero, self.weight)
 
 
+class Half:
+    """bf16 weights with float32 inputs, by fbgemm's kernel for float16: on AVX2 nothing in torch multiplies bf16 as fast.
+
+    float16 holds a bf16 number up to `LARGEST` exactly, and one below 6e-5 to 3e-8, which is what float32 sums are off by, too.
+    fbgemm fills the inputs up to a multiple of `FILLED`; a few beyond one are a layer of their own by ``floats``, which takes less memory.
+    """
+
+    form = PLAIN
+    LARGEST = torch.finfo(torch.float16).max
+    FILLED = 512
+
+    def __init__(self, weight: Tensor, floats: Callable[[Tensor], Packed]):
+        inputs = weight.shape[1]
+        beyond = inputs % self.FILLED if inputs > self.FILLED else 0
+        self.inputs = inputs - beyond if beyond * 2 < self.FILLED else inputs
+        self.weight = torch.ops.quantized.linear_prepack_fp16(weight[:, : self.inputs].contiguous(), None)
+        self.rest = floats(weight[:, self.inputs :].contiguous()) if self.inputs < inputs else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Packed`."""
+        y = torch.ops.quantized.linear_dynamic_fp16(x[:, : self.inputs], self.weight)
+        return y if self.rest is None else y.add_(self.rest(x[:, self.inputs :]))
+
+
 class Int4:
     """4-bit weights in groups of `GROUP`, activations in bf16, by torch's own kernel (float32 activations are slower than float32 weights there)."""
 
@@ -98,8 +125,25 @@ class Int4:
 
 def pack(weight: Tensor, scheme: str, codes: Codes | None) -> Packed:
     """A layer's reference weight [out, in] (see `sun.model.quantise`) in its fastest form; codes: its integers, if its scheme has them."""
-    if codes is not None and "fbgemm" in torch.backends.quantized.supported_engines:
+    fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
+    floats = OneDnn if torch.backends.mkldnn.is_available() else Plain
+    if codes is not None and codes.whole is not None:
+        return BnbInt8(weight, codes, floats)
+    if codes is not None and fbgemm:
         return Int8(weight, codes)
+    if scheme == "bf16" and fbgemm and weight.abs().max() <= Half.LARGEST:
+        return Half(weight, floats)
+    if scheme == "bnb-nf4" and codes is None and BnbNf4.fits(weight):
+        return BnbNf4(weight)
     if scheme == "int4" and codes is None and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0:
         return Int4(weight)
-    return OneDnn(weight) if torch.backends.mkldnn.is_available() else Plain(weight)
+    return floats(weight)
+
+
+def why_not(scheme: str) -> str | None:
+    """What keeps a scheme's layers from running here; None if nothing does."""
+    try:
+        pack(torch.eye(64), scheme, codes_for(scheme, "mlp.up_proj", torch.ones(64)))(torch.ones(2, 64))
+    except Exception as error:  # whatever it is, this machine's packages or CPU are the cause
+        return str(error)
+    return None

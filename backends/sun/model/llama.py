@@ -45,7 +45,7 @@ class Layer:
         def linear(name: str) -> Linear:
             bias = tensors.get(f"model.{prefix}.{name}.bias")
             weight = as_float32(tensors[f"model.{prefix}.{name}.weight"])
-            codes = codes_for(scheme, name, tensors.get(f"model.{prefix}.{name}.smooth"))
+            codes = codes_for(scheme, name, tensors.get(f"model.{prefix}.{name}.columns"))
             return Linear(weight, None if bias is None else as_float32(bias), lora.get(f"{prefix}.{name}"), codes)
 
         def norm(name: str) -> Tensor | None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sun.model.calibration import TEXT, input_ranges
 from sun.model.llama import Llama
-from sun.model.manifest import BaseManifest, TaskManifest
-from sun.model.quantise import FULL, check_scheme, quantise
+from sun.model.manifest import PREFILL_SCHEMES, BaseManifest, TaskManifest
+from sun.model.quantise import CALIBRATED, FULL, check_scheme, quantise
 from sun.model.weights import ADAPTER_FILES, checkpoint_files, load_lora, map_checkpoint, weights_digest
 
 
@@ -43,14 +43,20 @@ def load_decode(base_dir: str | Path, scheme: str = FULL, own: str | Path | None
 
 def quantised_tensors(base_dir: str | Path, base: BaseManifest, tensors: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
     """A checkpoint's tensors by ``scheme``, calibrated on `calibration.TEXT` if it needs that."""
-    if check_scheme(scheme) != "int8":
+    if check_scheme(scheme) not in CALIBRATED:
         return quantise(tensors, scheme)
     ids = Tokenizer.from_file(str(Path(base_dir) / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
     return quantise(tensors, scheme, input_ranges(Llama(base, tensors), ids))
 
 
-def load_prefill(base_dir: str | Path, task_dir: str | Path) -> tuple[TaskManifest, Llama]:
-    """A task's prefill module. Raises ValueError naming the manifest's field if base, digest or kind do not fit."""
+def load_prefill(base_dir: str | Path, task_dir: str | Path, scheme: str = FULL) -> tuple[TaskManifest, Llama]:
+    """A task's prefill module, and its manifest as tickets are to carry it (see `TaskManifest.run_as`).
+
+    scheme: one of `PREFILL_SCHEMES`; int8 gives the module weights of its own, its adapter merged into them, and no head.
+    Raises ValueError naming the manifest's field if base, digest or kind do not fit, and for an unknown scheme.
+    """
+    if scheme not in PREFILL_SCHEMES:
+        raise ValueError(f"prefill scheme: got {scheme!r}, expected one of {', '.join(PREFILL_SCHEMES)}")
     base, task = BaseManifest.load(base_dir), TaskManifest.load(task_dir)
     if task.base_digest != base.digest:
         raise ValueError(f"task.json base_digest: {task.name} was made for base {task.base_digest}, this base is {base.digest}")
@@ -59,14 +65,23 @@ def load_prefill(base_dir: str | Path, task_dir: str | Path) -> tuple[TaskManife
     got = task_digest(task_dir, task.weights)
     if got != task.weights_digest:
         raise ValueError(f"task.json weights_digest: says {task.weights_digest}, the weights of {task.name} are {got}")
-    if task.weights == "lora":
-        return task, Llama(base, map_checkpoint(base_dir), load_lora(task_dir))
-    tensors = map_checkpoint(base_dir)
+    tensors, lora = map_checkpoint(base_dir), load_lora(task_dir) if task.weights == "lora" else {}
     if task.weights == "full":
         own = map_checkpoint(task_dir)
         check_same_shapes(own, tensors)
         tensors = own
-    return task, Llama(base, tensors)
+    module = Llama(base, tensors, lora)
+    if scheme == FULL:
+        return task, module
+    made = quantised_tensors(base_dir, base, merged(tensors, lora), scheme)
+    made["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # mapped, and shared: K and V do not depend on it
+    return task.run_as(scheme), Llama(base, made, scheme=scheme)
+
+
+def merged(tensors: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """A checkpoint's tensors with adapters (see `load_lora`) added to its weights, those in float32."""
+    added = {f"model.{layer}.weight": up @ down for layer, (down, up) in lora.items()}
+    return tensors | {name: tensors[name].float() + change for name, change in added.items()}
 
 
 def check_same_shapes(own: dict[str, Tensor], base: dict[str, Tensor]) -> None:

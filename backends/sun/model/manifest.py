@@ -8,6 +8,8 @@ import msgspec
 
 from sun.text.prompt import PromptSettings
 
+PREFILL_SCHEMES = ("fp32", "int8")
+"""Number formats that a prefill module can run in."""
 BASE_FILE = "sun_base.json"
 TASK_FILE = "task.json"
 
@@ -78,6 +80,17 @@ class TaskManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def load(cls, task_dir: str | Path) -> TaskManifest:
         """Read ``task.json`` of a task's version directory."""
         return msgspec.json.decode((Path(task_dir) / TASK_FILE).read_bytes(), type=cls)
+
+    def run_as(self, scheme: str) -> TaskManifest:
+        """The manifest as the prefill module's tickets carry it if it runs in ``scheme``, one of `PREFILL_SCHEMES`.
+
+        Rounded weights make another KV than these: they have a digest of their own, "int8:sha256:...".
+        """
+        return self if scheme == "fp32" else msgspec.structs.replace(self, weights_digest=f"{scheme}:{self.weights_digest}")
+
+    def made(self, digest: str) -> bool:
+        """Whether a ticket with this digest is of these weights, in whichever format its prefill module ran them."""
+        return any(digest == self.run_as(scheme).weights_digest for scheme in PREFILL_SCHEMES)
 
 
 def write_manifest(directory: str | Path, manifest: BaseManifest | TaskManifest) -> None:

@@ -7,16 +7,19 @@ them; serving packs the same codes (`sun.decode.packed`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sun.model.codes import COARSE, FINE, Codes, smoothing
+
 FULL = "fp32"
 HEAD = "lm_head"
 GROUP = 32
-FINE, COARSE = 127, 63
-"""Largest code of 8 and of 7 bits. x86's integer products saturate if both sides have 8, so one side of a layer has 7."""
+BLOCK = 64
+"""Inputs that share a scale: in int4, and in NormalFloat4."""
+OUTLIER = 6.0
+"""Inputs of this magnitude and more do not become integers in LLM.int8 (arXiv 2208.07339, section 3.2)."""
 NF4 = torch.tensor([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -24,70 +27,22 @@ NF4 = torch.tensor([
 """The 16 levels of NormalFloat4 (QLoRA, arXiv 2305.14314, appendix E)."""
 
 
-@dataclass(frozen=True)
-class Codes:
-    """Integers on both sides of a layer. levels: the largest code of a weight, one scale per output row.
-
-    Inputs are divided by their row's largest magnitude. split: they take two 7-bit codes, the second for what the first
-    leaves, 14 bits in all, at the price of twice the rows; otherwise one 8-bit code.
-    smooth: [in], powers of two by which inputs are divided first and weights multiplied, or None (see `smoothing`).
-    """
-
-    levels: int
-    split: bool
-    smooth: Tensor | None = None
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """The input x [..., in] as its codes stand for it, in float32."""
-        return self._rounded(x) if self.smooth is None else self._rounded(x / self.smooth) * self.smooth
-
-    def _rounded(self, x: Tensor) -> Tensor:
-        top = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-        unit = x / top
-        if not self.split:
-            return (unit * FINE).round() / FINE * top
-        coarse = (unit * COARSE).round() / COARSE
-        rest = ((unit - coarse) * (2 * COARSE * COARSE)).round() / (2 * COARSE * COARSE)
-        return (coarse + rest) * top
-
-    def weight(self, weight: Tensor) -> Tensor:
-        """The weight [out, in] as its codes stand for it, in float32."""
-        if self.smooth is None:
-            return symmetric(weight, self.levels)
-        return symmetric(weight * self.smooth, self.levels) / self.smooth
-
-
-def codes_for(scheme: str, layer: str, smooth: Tensor | None = None) -> Codes | None:
+def codes_for(scheme: str, layer: str, columns: Tensor | None = None) -> Codes | None:
     """The integer codes of a layer ("mlp.down_proj", "lm_head"); None where its inputs stay float.
 
-    smooth: the layer's, where it has one. An int8 layer without one has outliers that 8 bits do not carry, see `edges`.
-    The head is read whole for each token, and 4 bits there cost the most accuracy: it has 8 in every scheme.
+    columns: what calibration found for the layer, see `quantise`. An int8 layer without has outliers that 8 bits do not
+    carry, see `edges`. The head is read whole for each token, and 4 bits there cost the most accuracy: it has 8 in every low-bit scheme.
     """
-    if scheme == FULL or (scheme != "int8" and layer != HEAD):
+    if scheme == "bnb-int8" and columns is not None:
+        return Codes(FINE, split=False, whole=columns.bool())
+    if scheme in (FULL, "bf16") or (scheme != "int8" and layer != HEAD):
         return None
-    return Codes(FINE, split=True) if smooth is None else Codes(COARSE, split=False, smooth=smooth)
+    return Codes(FINE, split=True) if columns is None else Codes(COARSE, split=False, smooth=columns)
 
 
-def smoothing(weights: list[Tensor], ranges: Tensor) -> Tensor:
-    """Per input column [in], what to move from the inputs to the weights, so that both are hit alike (SmoothQuant, arXiv 2211.10438, alpha 0.5).
-
-    weights: of all layers [out, in] with this input. ranges: its columns' largest magnitudes [in]. Powers of two: then
-    dividing and multiplying are exact, and the last bit of a range, which differs between CPUs, changes nothing.
-    """
-    top = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
-    factor = (ranges.clamp_min(1e-5) / top.clamp_min(1e-5)).sqrt().clamp_min(1e-4).log2()
-    return torch.exp2((factor - factor.mean()).round())
-
-
-def row_scale(weight: Tensor, levels: int) -> Tensor:
-    """Scale [out, 1] of symmetric codes up to ``levels`` of weight [out, in]."""
-    return (weight.abs().amax(dim=1, keepdim=True) / levels).clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def symmetric(weight: Tensor, levels: int) -> Tensor:
-    """Symmetric integer codes up to ``levels`` with one scale per output row."""
-    scale = row_scale(weight, levels)
-    return (weight / scale).round().clamp(-levels, levels) * scale
+def bf16(weight: Tensor) -> Tensor:
+    """bfloat16: float32 with 8 bits of precision left of 24."""
+    return weight.bfloat16().float()
 
 
 def int4(weight: Tensor) -> Tensor:
@@ -105,8 +60,8 @@ def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nf4(weight: Tensor) -> Tensor:
-    """NormalFloat4 codes with one scale (the largest magnitude) per block of 64 inputs."""
-    blocks = _groups(weight, 64)
+    """NormalFloat4 codes with one scale (the largest magnitude) per block of `BLOCK` inputs."""
+    blocks = _groups(weight, BLOCK)
     scale = blocks.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     between = (NF4[1:] + NF4[:-1]) / 2
     return (NF4[torch.bucketize(blocks / scale, between)] * scale).view_as(weight)
@@ -118,9 +73,11 @@ def _groups(weight: Tensor, size: int) -> Tensor:
     return weight.reshape(weight.shape[0], -1, size)
 
 
-FLOAT_INPUTS: dict[str, Callable[[Tensor], Tensor]] = {"int4": int4, "nf4": nf4}
-"""Schemes that round weights alone."""
-SCHEMES = ("int8", *FLOAT_INPUTS)
+FLOAT_INPUTS: dict[str, Callable[[Tensor], Tensor]] = {"bf16": bf16, "int4": int4, "nf4": nf4, "bnb-nf4": nf4}
+"""Schemes that round weights alone. bnb-nf4 is nf4, run by bitsandbytes."""
+CALIBRATED = ("int8", "bnb-int8")
+"""Schemes that need to know how large inputs get."""
+SCHEMES = ("bf16", "int8", "int4", "nf4", "bnb-int8", "bnb-nf4")
 SAME_INPUT = ("self_attn.q self_attn.k self_attn.v", "self_attn.o", "mlp.gate mlp.up", "mlp.down")
 
 
@@ -134,19 +91,23 @@ def check_scheme(scheme: str) -> str:
 def quantise(tensors: dict[str, Tensor], scheme: str, ranges: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A checkpoint's tensors with its linear layers' weights as ``scheme`` has them, in float32; the rest as it is.
 
-    ranges: of the layers' inputs (`sun.model.calibration`), which int8 needs; it adds the tensors
-    "...self_attn.q_proj.smooth" and so on. A head that is tied to the embedding becomes a tensor of its own, because the embedding stays as it is.
+    ranges: of the layers' inputs (`sun.model.calibration`), which `CALIBRATED` schemes need. They add the tensors
+    "...self_attn.q_proj.columns" and so on [in]: for int8 what smooths them, for bnb-int8 True where they have outliers.
+    A head that is tied to the embedding becomes a tensor of its own, because the embedding stays as it is.
     """
     if check_scheme(scheme) == FULL:
         return tensors
     made = dict(tensors)
     made["lm_head.weight"] = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
     for group in groups(tensors):
-        weights, smooth = [made[f"{layer}.weight"].float() for layer in group], None
+        weights, columns = [made[f"{layer}.weight"].float() for layer in group], None
         if scheme == "int8" and group[0] not in edges(tensors):
-            smooth = smoothing(weights, ranges[group[0].removeprefix("model.")])
-            made |= {f"{layer}.smooth": smooth for layer in group}
-        codes = codes_for(scheme, group[0], smooth)
+            columns = smoothing(weights, ranges[group[0].removeprefix("model.")])
+        if scheme == "bnb-int8" and group[0] != HEAD:
+            columns = ranges[group[0].removeprefix("model.")] >= OUTLIER
+        if columns is not None:
+            made |= {f"{layer}.columns": columns for layer in group}
+        codes = codes_for(scheme, group[0], columns)
         for layer, weight in zip(group, weights, strict=True):
             made[f"{layer}.weight"] = codes.weight(weight) if codes else FLOAT_INPUTS[scheme](weight)
     return made

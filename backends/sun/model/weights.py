@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from sun.model.quantise import Codes
+from sun.model.codes import Codes
 
 INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")

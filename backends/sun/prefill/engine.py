@@ -16,6 +16,7 @@ from sun.handoff.ticket import describe
 from sun.handoff.transport import Publication, Transport
 from sun.model.llama import Llama
 from sun.model.manifest import TaskManifest
+from sun.model.quantise import FULL
 from sun.prefill.prefix_cache import BLOCK, PrefixCache
 
 
@@ -66,11 +67,16 @@ def plan(jobs: deque[Job], budget: int) -> list[Chunk]:
 class PrefillEngine:
     """Runs a task's prefill module in a thread of its own and publishes each prompt's KV.
 
+    model: its linear layers are packed in place if its scheme is a low-bit one. task: as tickets are to carry it.
     token_budget: most tokens in one pass; longer prompts are processed in chunks of it. prefix_tokens: see `PrefixCache`.
     """
 
     def __init__(self, model: Llama, task: TaskManifest, transport: Transport, token_budget: int = 512, threads: int | None = None,
                  prefix_tokens: int = 0):
+        if model.scheme != FULL:
+            from sun.prefill.integer import pack_linears  # here, because numba takes memory that a float32 module has no use for
+
+            pack_linears(model)
         self.cache = PrefixCache(prefix_tokens)
         self.model, self.task, self.transport = model, task, transport
         self.token_budget, self.threads = token_budget, threads

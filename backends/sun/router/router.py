@@ -175,7 +175,7 @@ class Router:
         else:
             active.shipment = handover.shipment
             # Our own prefill says which weights it ran, perhaps older ones than the task's files, while those are being loaded.
-            if active.ticket.weights_digest != task.weights_digest:
+            if not task.made(active.ticket.weights_digest):
                 raise ValueError(f"ticket.weights_digest: {active.ticket.weights_digest} is not task {task.name!r}'s, {task.weights_digest}; prefill the prompt again")
         if active.ended:
             self._clean(active)

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from sun.model.codes import Codes
 from sun.model.loading import quantised_tensors
 from sun.model.manifest import BaseManifest
-from sun.model.quantise import FULL, Codes, codes_for
+from sun.model.quantise import FULL, codes_for
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.loss import IGNORE, cross_entropy, distillation, handoff_logits
 from sun_build.tune.settings import TuneSettings
@@ -101,7 +102,7 @@ def frozen(folder: str | Path, scheme: str) -> nn.Module:
         made = quantised_tensors(folder, BaseManifest.load(folder), model.state_dict(), scheme)
         model.lm_head.weight = nn.Parameter(made["lm_head.weight"])
         for name, layer in model.named_modules():
-            if isinstance(layer, nn.Linear) and (codes := codes_for(scheme, name, made.pop(f"{name}.smooth", None))):
+            if isinstance(layer, nn.Linear) and (codes := codes_for(scheme, name, made.pop(f"{name}.columns", None))):
                 layer.register_forward_pre_hook(partial(round_input, codes))
         model.load_state_dict(made)
     return model.requires_grad_(False)
