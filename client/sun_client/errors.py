@@ -2,7 +2,9 @@
 
 
 class SunError(Exception):
-    """Something failed for a reason its message tells. ``code``: for a request, its gRPC status ("INVALID_ARGUMENT", "NOT_FOUND", ...)."""
+    """Something failed for a reason its message tells. ``code``: the gRPC status of a call that failed ("UNAVAILABLE", "DEADLINE_EXCEEDED");
+    "UNKNOWN" for what the server answered: Triton's streams tell an error's text alone.
+    """
 
     def __init__(self, message: str, code: str = "UNKNOWN"):
         super().__init__(message)
