@@ -143,15 +143,17 @@ class SunClient:
         with _errors(self.url, timeout):
             # Not with the header `triton_grpc_error`, which would give errors their status codes: with it, a call that is refused
             # at once on a new connection crashes tritonserver (24.10), often within ten of them.
-            call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout)
+            call, error = self._stub.ModelStreamInfer(iter([request]), timeout=timeout), ""
             try:
                 for response in call:
-                    if response.error_message:
-                        raise SunError(response.error_message)
+                    error = error or response.error_message
                     if response.infer_response.outputs:
                         yield InferResult(response.infer_response)
             finally:
                 call.cancel()
+            # Only now: a call that is cancelled right after its error stays open in tritonserver, whose stop then takes 30 s.
+            if error:
+                raise SunError(error)
 
 
 @contextmanager
