@@ -83,7 +83,7 @@ class TritonPythonModel:
             door.demand()
         sinks = (journal.configured(settings.request_log, place.repository.parent, settings.log_prompts), otlp_spans(settings.otlp_endpoint))
         self.shm, self.meter = Shm(), TritonMeter(METRICS)
-        self.reports = Reports([sink for sink in sinks if sink is not None], self.meter)
+        self.reports = Reports([sink for sink in sinks if sink is not None], self.meter, settings.log_prompts)
         self.router = Router(
             BlsFleet(), workers, TaskRegistry(place.repository), PromptFormat.load(place.base_dir, base.prompt),
             make_policy(settings.policy, settings.owners, workers), [self.shm], limits, self.meter,

@@ -28,7 +28,7 @@ def reporting(tmp_path):
     made = []
 
     def make(path=tmp_path / "log" / "requests.jsonl", prompts: bool = False, meter: Kept | None = None):
-        made.append(Reports([Journal(path, prompts)], meter or Kept()))
+        made.append(Reports([Journal(path, prompts)], meter or Kept(), prompts))
         return made[-1]
 
     yield make

@@ -17,7 +17,8 @@ class Record:
     """
 
     def __init__(self, id: str, meter: Meter = NoMeter(), ended: Callable[[Record], None] = lambda record: None):
-        self.id, self._meter, self._told = id, meter, ended
+        self.id, self._meter = id, meter
+        self._told: Callable[[Record], None] | None = ended
         self.request_id = self.asked = self.task = self.key = self.outcome = ""
         self.messages: list[dict] = []
         self.trace: dict[str, str] = {}
@@ -117,7 +118,8 @@ class Record:
         if self.key:
             self._meter.add("sun_key_requests_total", key=self.key, outcome=outcome)
             self._meter.add("sun_key_tokens_total", self.prompt + self.tokens, key=self.key)
-        self._told(self)
+        told, self._told = self._told, None  # it holds on to the request, which may be large, and the record may wait to be written
+        told(self)
 
     @staticmethod
     def _span(begin: float | None, end: float | None) -> float | None:

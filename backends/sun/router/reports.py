@@ -11,7 +11,7 @@ from sun.router.meter import Meter
 from sun.router.record import Record
 
 log = logging.getLogger("sun.router")
-MOST_WAITING = 4096
+MOST_WAITING = 1024
 """Records that may wait to be written; what comes on top of them is counted and forgotten."""
 CLOSE_S = 3.0
 
@@ -29,10 +29,13 @@ class Sink(Protocol):
 
 
 class Reports:
-    """Hands each record to all sinks. What a sink cannot take is counted, and costs the others and the requests nothing."""
+    """Hands each record to all sinks. What a sink cannot take is counted, and costs the others and the requests nothing.
 
-    def __init__(self, sinks: list[Sink], meter: Meter):
-        self._sinks, self._meter = sinks, meter
+    prompts: whether a sink wants the messages.
+    """
+
+    def __init__(self, sinks: list[Sink], meter: Meter, prompts: bool = False):
+        self._sinks, self._meter, self._prompts = sinks, meter, prompts
         self._waiting: queue.Queue[Record | None] = queue.Queue(MOST_WAITING)
         self._failing: set[str] = set()
         self._thread = threading.Thread(target=self._work, name="reports", daemon=True)
@@ -42,6 +45,8 @@ class Reports:
         """Take a record; returns at once."""
         if not self._sinks:
             return
+        if not self._prompts:
+            record.messages = []  # up to a megabyte each, if a sink hangs
         try:
             self._waiting.put_nowait(record)
         except queue.Full:
