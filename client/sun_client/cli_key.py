@@ -31,7 +31,7 @@ def add(
 
     path, on, config = _place(root)
     bounds = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute, "max_inflight": max_inflight,
-              "tasks": None if tasks is None else [task for task in tasks.replace(",", " ").split()], "priority_class": priority_class}
+              "tasks": None if tasks is None else tasks.replace(",", " ").split(), "priority_class": priority_class}
     secret = key_file.add(path, name, **bounds)
     typer.echo(f"{name}: added to {path}. The key, which is shown only now:", err=True)
     print(secret)

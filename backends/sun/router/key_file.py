@@ -77,7 +77,7 @@ def add(path: Path, name: str, **bounds: object) -> str:
         raise ValueError(f"key: {error}") from error
     with _changing(path) as keys:
         if any(other.name == name for other in keys):
-            raise ValueError(f"key {name!r} exists already; remove it first: two keys may be in use meanwhile under two names")
+            raise ValueError(f"key {name!r} exists already; to change it, add one of another name, then remove this one")
         keys.append(key)
     return secret
 

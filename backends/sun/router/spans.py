@@ -1,7 +1,7 @@
 """Each request as OpenTelemetry spans, by the semantic conventions for generative AI: itself, and in it queue, prefill, handoff and decode.
 
 The spans are made when the request has ended, from the moments in its record, so that serving does nothing for them. Triton's own
-tracing is not used: with calls from many threads it crashes the server (24.10).
+tracing is not used: with calls from several threads it crashes the server (24.10).
 """
 
 from __future__ import annotations
