@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from sun import door
 from sun.handoff.inline import Inline
 from sun.handoff.shm import Shm
 from sun.messages import Abort, Admit, GetStats, Listen, Reply, decode_request, encode
@@ -87,7 +88,10 @@ class TritonPythonModel:
             sender = request.get_response_sender()
             message, *shipment = [bytes(part) for part in pb_utils.get_input_tensor_by_name(request, "message").as_numpy().reshape(-1)] or [b""]
             try:
-                self._answer(decode_request(message), shipment, sender)
+                decoded = decode_request(message)
+                if not isinstance(decoded, GetStats):  # for `sun stats`; it tells what the metrics do
+                    door.check(request.parameters())
+                self._answer(decoded, shipment, sender)
             except Exception as error:
                 code = pb_utils.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb_utils.TritonError.INTERNAL
                 sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(f"message: {error}", code)), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

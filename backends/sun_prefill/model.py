@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from sun import door
 from sun.handoff.inline import Inline
 from sun.handoff.shm import LEASE_S, Shm
 from sun.settings import Place
@@ -64,8 +65,9 @@ class TritonPythonModel:
         """Queue the prompts; each is answered when its KV is published."""
         for request in requests:
             sender = request.get_response_sender()
-            ids = pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy().reshape(-1).tolist()
             try:
+                door.check(request.parameters())
+                ids = pb_utils.get_input_tensor_by_name(request, "input_ids").as_numpy().reshape(-1).tolist()
                 self.engine.submit(ids).add_done_callback(lambda future, sender=sender: answer(sender, future))
             except Exception as error:
                 fail(sender, error)

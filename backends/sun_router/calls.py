@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import triton_python_backend_utils as pb_utils
 
+from sun import door
 from sun.router.errors import Gone, RequestError
 from sun.stubs import Stubs
 
@@ -79,7 +80,7 @@ class Calls:
             answers.put(("end", None))
 
     def _responses(self, model: str, tensor, output: str, decoupled: bool) -> Iterator[list[bytes]]:
-        request = pb_utils.InferenceRequest(model_name=model, requested_output_names=[output], inputs=[tensor])
+        request = pb_utils.InferenceRequest(model_name=model, requested_output_names=[output], inputs=[tensor], parameters=door.pass_on())
         responses = request.exec(decoupled=True) if decoupled else [request.exec()]
         error = None
         for response in responses:

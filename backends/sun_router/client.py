@@ -8,7 +8,8 @@ import triton_python_backend_utils as pb_utils
 
 from sun.router.request import OUTPUTS
 
-CODES = {"DEADLINE": "CANCELLED"}  # Triton has no code for a deadline; the others' names are its own
+# Triton has no codes for these; the others' names are its own.
+CODES = {"DEADLINE": "CANCELLED", "UNAUTHENTICATED": "INVALID_ARG", "PERMISSION_DENIED": "INVALID_ARG"}
 
 
 class TritonClient:

@@ -4,14 +4,20 @@ import json
 
 import msgspec
 
+from sun import door
 from sun.handoff.shm import Shm
 from sun.model.manifest import BaseManifest
+from sun.router import journal
 from sun.router.errors import RequestError
 from sun.router.fair_queue import Bounds, parse_weights
+from sun.router.keys import Keys
+from sun.router.limits import Limits
 from sun.router.meter import METRICS
 from sun.router.policy import make_policy
+from sun.router.reports import Reports
 from sun.router.request import INPUTS, OUTPUTS, parse_request
-from sun.router.router import Limits, Router
+from sun.router.router import Router
+from sun.router.spans import otlp_spans
 from sun.router.tasks import TaskRegistry
 from sun.settings import Place
 from sun.text.prompt import PromptFormat
@@ -24,8 +30,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """policy: "least_tokens", "round_robin" or "partitioned". workers: decode models by name, separated by spaces (default: all `decode_*`).
 
     owners: with policy partitioned, which task has which workers, e.g. "banking=decode_0 bash=decode_1,decode_2".
-    max_inflight, max_tokens, deadline_s, max_running_tokens: see `sun.router.router.Limits`. max_queued_tokens,
+    max_inflight, max_tokens, deadline_s, max_running_tokens: see `sun.router.limits.Limits`. max_queued_tokens,
     max_task_queued_tokens, weights ("banking=2 bash=1"): see `sun.router.fair_queue.Bounds`.
+    keys: the file of inference keys, absolute or from the repository's parent; without it anybody may ask. request_log: the file with
+    a line for each request, likewise, or "off"; log_prompts: whether prompts are in it. otlp_endpoint: see `sun.router.spans.otlp_spans`.
     """
 
     policy: str = "least_tokens"
@@ -38,6 +46,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     max_queued_tokens: int = Bounds.tokens
     max_task_queued_tokens: int = Bounds.task_tokens
     weights: str = ""
+    keys: str = ""
+    request_log: str = ""
+    log_prompts: bool = False
+    otlp_endpoint: str = ""
 
 
 class TritonPythonModel:
@@ -66,10 +78,16 @@ class TritonPythonModel:
             settings.max_inflight, min(settings.max_tokens, base.max_context), settings.deadline_s,
             max_running_tokens=settings.max_running_tokens,
             queue=Bounds(settings.max_queued_tokens, settings.max_task_queued_tokens, parse_weights(settings.weights)))
+        keys = Keys(place.repository.parent / settings.keys) if settings.keys else None
+        if keys is not None:
+            door.demand()
+        sinks = (journal.configured(settings.request_log, place.repository.parent, settings.log_prompts), otlp_spans(settings.otlp_endpoint))
         self.shm, self.meter = Shm(), TritonMeter(METRICS)
+        self.reports = Reports([sink for sink in sinks if sink is not None], self.meter, settings.log_prompts)
         self.router = Router(
             BlsFleet(), workers, TaskRegistry(place.repository), PromptFormat.load(place.base_dir, base.prompt),
-            make_policy(settings.policy, settings.owners, workers), [self.shm], limits, self.meter)
+            make_policy(settings.policy, settings.owners, workers), [self.shm], limits, self.meter,
+            keys, self.reports.note)
 
     def execute(self, requests):
         """Hand the requests to the router, which answers from its own threads."""
@@ -77,9 +95,9 @@ class TritonPythonModel:
             client = TritonClient(request)
             try:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                parsed = parse_request(inputs, json.loads(request.parameters() or "{}"))
+                parsed = parse_request(inputs, json.loads(request.parameters() or "{}"), request.request_id())
             except RequestError as error:
-                client.fail(error)
+                self.router.refuse(error, client, request.request_id())
             else:
                 client.returns = parsed.returns
                 self.router.submit(parsed, client)
@@ -87,5 +105,6 @@ class TritonPythonModel:
     def finalize(self):
         """End what is in flight and stop."""
         self.router.close()
+        self.reports.close()
         self.shm.close()
         self.meter.close()

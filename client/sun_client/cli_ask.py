@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +15,7 @@ from sun_client.cli_options import UrlOption
 from sun_client.errors import SunError
 
 if TYPE_CHECKING:
+    from sun_client.client import Piece, SunClient
     from sun.messages import Stats
 
 URL = "localhost:8001"
@@ -26,6 +29,9 @@ def ask(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
     timeout: Annotated[float | None, typer.Option(
         min=0.001, help="Seconds to wait for the whole answer. Default: the server's limit.", show_default=False)] = None,
+    api_key: Annotated[str | None, typer.Option(
+        envvar="SUN_API_KEY", help="For servers that ask for one; others of this machine see it unless the environment gives it.", show_default=False)] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Where the server has no room, wait as long as it says and ask once more.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of streaming the text.")] = False,
 ) -> None:
     """Ask a running server and print the answer as it comes."""
@@ -35,9 +41,10 @@ def ask(
         text = sys.stdin.read()
     sampling = {"temperature": temperature} | ({"max_tokens": max_tokens} if max_tokens is not None else {})
     answer, tokens, finish, started, first = "", [], None, time.perf_counter(), None
+    request_id = uuid.uuid4().hex
     try:
-        with SunClient(url) as client:
-            for piece in client.stream(task, text, sampling=sampling, timeout=timeout):
+        with SunClient(url, api_key) as client:
+            for piece in _pieces(client, retry, task=task, text=text, sampling=sampling, timeout=timeout, request_id=request_id):
                 first = first or time.perf_counter()
                 answer, tokens, finish = answer + piece.text, tokens + piece.token_ids, piece.finish_reason
                 if not as_json:
@@ -49,11 +56,23 @@ def ask(
         raise _with_hint(error) from error
     if as_json:
         print(json.dumps({
-            "task": task, "text": answer, "finish_reason": finish, "num_input_tokens": piece.num_input_tokens,
+            "request_id": request_id, "task": task, "text": answer, "finish_reason": finish, "num_input_tokens": piece.num_input_tokens,
             "num_output_tokens": len(tokens), "token_ids": tokens, "ttft_ms": round((first - started) * 1e3, 1),
             "tpot_ms": round((last - first) * 1e3 / (len(tokens) - 1), 1) if len(tokens) > 1 else None}, ensure_ascii=False))
     else:
         print()
+
+
+def _pieces(client: SunClient, retry: bool, **asked: object) -> Iterator[Piece]:
+    """An answer's pieces; with ``retry`` once more, if the server says when it will have room."""
+    try:
+        yield from client.stream(**asked)
+    except SunError as error:
+        if not retry or error.retry_after_s is None:
+            raise
+        print(f"sun: {error}", file=sys.stderr)
+        time.sleep(error.retry_after_s)
+        yield from client.stream(**asked)
 
 
 def stats(url: UrlOption = URL) -> None:

@@ -16,13 +16,13 @@ WAYS_IN = """\
   curl -s {http}/v2/models/sun/generate -d '{{"task": "{task}", "text_input": "...", "temperature": 0}}'
   curl -sN {http}/v2/models/sun/generate_stream -d '{{"task": "{task}", "text_input": "...", "temperature": 0, "stream": true}}'
   gRPC {grpc}, model sun, or a task's own model   health {http}/v2/health/ready   metrics {metrics}/metrics
-  log {log}
+  log {log}   requests {requests}
 Ctrl-C stops it."""
 
 
 def serve(
     root: RootOption = None, http_port: HttpPortOption = 8000, grpc_port: GrpcPortOption = 8001, metrics_port: MetricsPortOption = 8002,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, unauthenticated.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, as anybody unless keys are on (`sun key`).")] = "127.0.0.1",
 ) -> None:
     """Serve all tasks of the repository until Ctrl-C or SIGTERM. What dies meanwhile is started anew."""
     from sun.router.tasks import TaskRegistry
@@ -42,7 +42,7 @@ def serve(
             print(WAYS_IN.format(
                 tasks=f"Serving {', '.join(names)}:" if names else "Serving, but no task yet: `sun setup` or `sun task add` makes one.",
                 task=task, ask=ask, http=f"http://{host}:{http_port}", grpc=f"{host}:{grpc_port}", metrics=f"http://{host}:{metrics_port}",
-                log=server.log), flush=True)
+                log=server.log, requests=server.request_log), flush=True)
             supervisor = Supervisor(server, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True))
             while True:
                 supervisor.look()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +44,7 @@ class Answer:
     logprobs: list[dict]
     num_input_tokens: int
     num_output_tokens: int
+    request_id: str
 
 
 class SunClient:
@@ -51,9 +54,13 @@ class SunClient:
     Triton's gRPC service through the stub that tritonclient carries: a call per request.
     """
 
-    def __init__(self, url: str = URL):
-        """url: host:port of the server's gRPC endpoint; nothing is sent before the first request."""
+    def __init__(self, url: str = URL, api_key: str | None = None):
+        """url: host:port of the server's gRPC endpoint; nothing is sent before the first request.
+
+        api_key: for servers that ask for one; None for the environment's `SUN_API_KEY`, if there is one.
+        """
         self.url = url
+        self._api_key = api_key if api_key is not None else os.environ.get("SUN_API_KEY", "")
         self._channel = grpc.insecure_channel(url, options=CHANNEL)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
@@ -68,20 +75,21 @@ class SunClient:
         self._channel.close()
 
     def stream(self, task: str, text: str | None = None, messages: list[dict] | None = None, sampling: dict[str, Any] | None = None,
-               timeout: float | None = None) -> Iterator[Piece]:
+               timeout: float | None = None, *, request_id: str | None = None, traceparent: str = "") -> Iterator[Piece]:
         """Yield an answer's pieces as they come. Closing the generator cancels the request.
 
         Give either ``text`` (one user message) or ``messages`` (a conversation, [{"role": ..., "content": ...}]).
         sampling: keys as in vLLM (max_tokens, temperature, seed, stop, logprobs, ...) over the task's defaults.
-        timeout: seconds for the whole answer, None for the server's own limit. Raises SunError.
+        timeout: seconds for the whole answer, None for the server's own limit. request_id: what the server's request log calls it,
+        one is drawn if it is None. traceparent: the W3C trace context whose child it is. Raises SunError.
         """
-        yield from self._pieces(task, text, messages, sampling, timeout, stream=True)
+        yield from self._pieces(task, text, messages, sampling, timeout, True, request_id or uuid.uuid4().hex, traceparent)
 
     def generate(self, task: str, text: str | None = None, messages: list[dict] | None = None, sampling: dict[str, Any] | None = None,
-                 timeout: float | None = None) -> Answer:
+                 timeout: float | None = None, *, request_id: str | None = None, traceparent: str = "") -> Answer:
         """The whole answer, in one response. Arguments and errors as of `stream`."""
-        answer = Answer("", "", [], [], 0, 0)
-        for piece in self._pieces(task, text, messages, sampling, timeout, stream=False):
+        answer = Answer("", "", [], [], 0, 0, request_id or uuid.uuid4().hex)
+        for piece in self._pieces(task, text, messages, sampling, timeout, False, answer.request_id, traceparent):
             answer.text += piece.text
             answer.token_ids += piece.token_ids
             answer.logprobs += piece.logprobs
@@ -106,7 +114,7 @@ class SunClient:
         return decode_reply(replies[0])
 
     def _pieces(self, task: str, text: str | None, messages: list[dict] | None, sampling: dict[str, Any] | None, timeout: float | None,
-                stream: bool) -> Iterator[Piece]:
+                stream: bool, request_id: str, traceparent: str) -> Iterator[Piece]:
         sampling = sampling or {}
         returns = RETURNS if sampling.get("logprobs") is None else (*RETURNS, "logprobs")
         inputs = [_bytes("task", task.encode()), _bool("stream", stream), _bytes("sampling_parameters", json.dumps(sampling).encode())]
@@ -115,8 +123,12 @@ class SunClient:
             inputs.append(_bytes("text_input", text.encode()))
         if messages is not None:
             inputs.append(_bytes("messages", json.dumps(messages).encode()))
-        finished = False
-        for response in self._call(_request("sun", inputs), timeout):
+        finished, request = False, _request("sun", inputs)
+        request.id = request_id
+        for name, value in (("api_key", self._api_key), ("traceparent", traceparent)):
+            if value:
+                request.parameters[name].string_param = value
+        for response in self._call(request, timeout):
             finish = _text(response, "finish_reason")
             finished = finished or bool(finish)
             yield Piece(
@@ -129,16 +141,19 @@ class SunClient:
     def _call(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> Iterator[InferResult]:
         """A decoupled model's responses to one request. Closing the generator cancels it."""
         with _errors(self.url, timeout):
-            # With this header an error ends the call with its status code; without, it is a response with a text alone.
-            call = self._stub.ModelStreamInfer(iter([request]), timeout=timeout, metadata=(("triton_grpc_error", "true"),))
+            # Not with the header `triton_grpc_error`, which would give errors their status codes: with it, a call that is refused
+            # at once on a new connection crashes tritonserver (24.10), often within ten of them.
+            call, error = self._stub.ModelStreamInfer(iter([request]), timeout=timeout), ""
             try:
                 for response in call:
-                    if response.error_message:
-                        raise SunError(response.error_message)
+                    error = error or response.error_message
                     if response.infer_response.outputs:
                         yield InferResult(response.infer_response)
             finally:
                 call.cancel()
+            # Only now: a call that is cancelled right after its error stays open in tritonserver, whose stop then takes 30 s.
+            if error:
+                raise SunError(error)
 
 
 @contextmanager

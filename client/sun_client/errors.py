@@ -1,12 +1,22 @@
 """Errors that a person can act on; the command line prints them as a sentence."""
 
+import re
+
+RETRY = re.compile(r"; retry after (\d+) s$")
+
 
 class SunError(Exception):
-    """Something failed for a reason its message tells. ``code``: for a request, its gRPC status ("INVALID_ARGUMENT", "NOT_FOUND", ...)."""
+    """Something failed for a reason its message tells. ``code``: the gRPC status of a call that failed ("UNAVAILABLE", "DEADLINE_EXCEEDED");
+    "UNKNOWN" for what the server answered: Triton's streams tell an error's text alone.
+
+    retry_after_s: where the server had no room, the seconds after which it thinks to have some; else None.
+    """
 
     def __init__(self, message: str, code: str = "UNKNOWN"):
         super().__init__(message)
         self.code = code
+        found = RETRY.search(message)
+        self.retry_after_s = int(found[1]) if found else None
 
 
 class ServerError(SunError):

@@ -18,7 +18,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from sun.door import ENV as DOOR
 from sun_client import shm
+from sun_client.config import parameter
 from sun_client.control import Control
 from sun_client.errors import ServerError
 
@@ -28,6 +30,10 @@ DRAIN_S = 60.0
 """Triton itself gives open streams 30 s (--exit-timeout-secs), and an idle connection was seen to hold it that long again."""
 PR_SET_PDEATHSIG = 1
 ERROR = re.compile(r"E\d{4} |error:")
+REQUEST_LOG = "SUN_REQUEST_LOG"
+"""The environment variable that tells the router where its request log is, unless its configuration does."""
+TRACE_HEADERS, KEY_HEADER = "traceparent|tracestate", "authorization"
+"""gRPC metadata that become request parameters. Not over HTTP: `generate` of this Triton forwards no headers."""
 HARMLESS = ("CudaDriverHelper", "unable to create stream")
 """Error lines of any server without a GPU."""
 
@@ -53,8 +59,9 @@ class Server:
         # A server on other ports, of a test say, must not write into the log of the one that runs already.
         suffix = "" if ports == Ports() else f"-{ports.http}"
         self.log = self.root / ".run" / f"tritonserver{suffix}.log"
+        self.request_log = self.root / ".run" / f"requests{suffix}.jsonl"
         self._control = self.root / ".run" / f"control{suffix}.json"
-        self._key = secrets.token_hex(16)
+        self._key, self._door = secrets.token_hex(16), secrets.token_hex(16)
         self._process: subprocess.Popen | None = None
         self._files: set[str] = set()
 
@@ -74,6 +81,16 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def keys_needed(self) -> bool:
+        """Whether its repository is configured for inference keys."""
+        return bool(parameter(self.root / "model_repository", "sun", "keys"))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The process's environment: ours, and what its models are to know."""
+        return {**os.environ, REQUEST_LOG: str(self.request_log), **({DOOR: self._door} if self.keys_needed else {})}
+
+    @property
     def command(self) -> list[str]:
         """The command line."""
         return [
@@ -85,6 +102,7 @@ class Server:
             "--allow-gpu-metrics=false",
             # All models, as without these two; but one can be loaded anew when its process died.
             "--model-control-mode=explicit", "--load-model=*", *Control.options(self._key),
+            f"--grpc-header-forward-pattern=^({TRACE_HEADERS}{f'|{KEY_HEADER}' if self.keys_needed else ''})$",
         ]
 
     def __enter__(self) -> Server:
@@ -113,7 +131,7 @@ class Server:
             # A folder without Python files: the backends' stubs import from the working directory first.
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                cwd=self.log.parent, preexec_fn=lambda: _die_with(parent))
+                cwd=self.log.parent, env=self.environment, preexec_fn=lambda: _die_with(parent))
         try:
             self._wait_ready(waiting)
         except BaseException:

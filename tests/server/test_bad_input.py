@@ -9,6 +9,9 @@ import tritonclient.grpc as grpcclient
 import tritonclient.http as httpclient
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from sun_client.client import SunClient
+from sun_client.errors import SunError
+
 GOOD = {"text_input": "hello", "task": "bash", "sampling_parameters": '{"max_tokens": 2, "temperature": 0}'}
 
 
@@ -100,6 +103,13 @@ def test_http_bodies(http, body, words):
     assert 400 <= response.status_code < 600
     assert [word for word in words if word not in response.text] == [], response.text
     assert requests.post(f"{http}/sun/generate", json=GOOD).status_code == 200
+
+
+def test_refusals_on_many_new_connections_leave_the_server_alive(server):
+    for _ in range(100):
+        with SunClient(f"127.0.0.1:{server.ports.grpc}") as client, pytest.raises(SunError, match="^messages: "):
+            client.generate("bash", "hello", messages=[])
+    assert server.running and grpc_error(server.ports.grpc, GOOD) is None
 
 
 def test_a_decoupled_model_refuses_infer_and_says_so(server):

@@ -11,8 +11,10 @@ import pytest
 from sun.handoff.shm import Shm
 from sun.local import LocalFleet
 from sun.model.manifest import BaseManifest
+from sun.router.keys import Keys
 from sun.router.meter import Meter, NoMeter
 from sun.router.policy import LeastTokens
+from sun.router.record import Record
 from sun.router.router import Limits, Router
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat, PromptSettings
@@ -106,11 +108,13 @@ def serve(base_dir, repository, prompts, monkeypatch) -> Iterator[Callable[..., 
     made = []
 
     def make(base: Path = base_dir, repository: Path = repository, policy=None, limits: Limits = Limits(max_tokens=tiny.CONTEXT),
-             fleet: type[LocalFleet] = LocalFleet, transport=None, kv_tokens: int = 4096, meter: Meter = NoMeter(), **settings) -> Service:
+             fleet: type[LocalFleet] = LocalFleet, transport=None, kv_tokens: int = 4096, meter: Meter = NoMeter(), keys: Keys | None = None,
+             told: Callable[[Record], None] = lambda record: None, **settings) -> Service:
         registry = TaskRegistry(repository)
         folders = {name: repository / f"prefill_{name}" / "1" for name in registry.names()}
         local = fleet(base, folders, transport=transport, kv_tokens=kv_tokens, **settings)
-        router = Router(local, list(local.decodes), registry, prompts, policy or LeastTokens(), [transport] if transport else [], limits, meter)
+        router = Router(local, list(local.decodes), registry, prompts, policy or LeastTokens(), [transport] if transport else [], limits, meter,
+                        keys, told)
         made.append(Service(local, router))
         return made[-1]
 

@@ -220,12 +220,12 @@ class Service:
         return self.gates[worker]
 
     def ask(self, text: str = "hello", task: str | None = "plain", answer: Answer | None = None, stream: bool = False,
-            returns: tuple[str, ...] = ("token_ids",), deadline_s: float | None = None, **sampling) -> Answer:
-        """Submit a request, greedy unless told otherwise."""
+            returns: tuple[str, ...] = ("token_ids",), deadline_s: float | None = None, more: dict[str, Any] = {}, **sampling) -> Answer:
+        """Submit a request, greedy unless told otherwise; ``more``: other fields of the request."""
         answer = answer or Answer()
         self.router.submit(GenerateRequest(
             messages=[{"role": "user", "content": text}], sampling={"temperature": 0, "max_tokens": 8, **sampling}, task=task,
-            stream=stream, returns=frozenset(returns), deadline_s=deadline_s), answer)
+            stream=stream, returns=frozenset(returns), deadline_s=deadline_s, **more), answer)
         return answer
 
     def idle(self) -> None:

@@ -10,6 +10,7 @@ from sun.decode.params import SamplingParams
 from sun.messages import Admit, TokenEvent
 from sun.router.active import Active, Piece
 from sun.router.errors import RequestError
+from sun.router.record import Record
 from sun.router.request import GenerateRequest
 from sun.text.stream import TextStream
 
@@ -23,7 +24,7 @@ TOKENIZER = tiny.tokenizer().backend_tokenizer
 def active(stops: list[str] = [], stream: bool = True) -> tuple[Active, Answer]:
     answer = Answer()
     request = GenerateRequest(messages=[], sampling={}, stream=stream, returns=frozenset(["token_ids"]))
-    it = Active("key", request, answer, 1000.0)
+    it = Active(request, answer, 1000.0, Record("key"))
     it.begin(TextStream(TOKENIZER, stops), 7)
     it.admit = Admit(id="key", router="r", task="plain", prompt=[1], params=SamplingParams())
     assert it.assign("decode_0").id == ID

@@ -84,6 +84,30 @@ def test_a_deadline_is_no_sampling_parameter():
     assert request.deadline_s == 2.5 and request.sampling == {}
 
 
+def test_who_asks_and_why_is_no_sampling_parameter():
+    trace = {"traceparent": "00-a-b-01", "tracestate": "x=y"}
+    request = parse_request(tensors(text_input="hi"), {"api_key": "sun-k", "id": "web-7", **trace}, "web-7")
+    assert (request.api_key, request.id, request.trace, request.sampling) == ("sun-k", "web-7", trace, {})
+    assert "sun-k" not in repr(request)
+
+
+@pytest.mark.parametrize(("given", "key"), [
+    ({"authorization": "Bearer sun-k"}, "sun-k"), ({"authorization": "bearer sun-k "}, "sun-k"), ({"authorization": "Basic sun-k"}, None),
+    ({"authorization": "Bearer sun-other", "api_key": "sun-k"}, "sun-k"), ({"authorization": 7}, None), ({}, None),
+])
+def test_a_key_comes_as_a_parameter_or_a_forwarded_header(given, key):
+    request = parse(given)
+    assert request.api_key == key and request.sampling == {}
+
+
+def test_a_key_that_is_no_text_is_refused():
+    assert refused({"api_key": 7}).startswith("api_key: ")
+
+
+def test_a_long_id_is_cut():
+    assert len(parse_request(tensors(text_input="hi"), {}, "x" * 100_000).id) == 128
+
+
 @pytest.mark.parametrize("value", [0, -1, 86400, math.nan, math.inf, "5", None, [1]])
 def test_a_bad_deadline_is_refused(value):
     if value is None:

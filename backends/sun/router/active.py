@@ -12,7 +12,8 @@ import msgspec
 from sun.handoff.ticket import Ticket
 from sun.messages import Admit, TokenEvent
 from sun.router.errors import RequestError
-from sun.router.meter import Meter, NoMeter, Stopwatch
+from sun.router.keys import Grant
+from sun.router.record import Record
 from sun.router.request import GenerateRequest
 from sun.text.stream import TextStream
 
@@ -51,8 +52,9 @@ class Client(Protocol):
 class Active:
     """One request's way through the router. Whatever ends it first wins; all else is then ignored."""
 
-    def __init__(self, key: str, request: GenerateRequest, client: Client, deadline_s: float, meter: Meter = NoMeter()):
-        self.key, self.request, self.client, self.watch = key, request, client, Stopwatch(meter)
+    def __init__(self, request: GenerateRequest, client: Client, deadline_s: float, record: Record):
+        self.key, self.request, self.client, self.record = record.id, request, client, record
+        self.grant: Grant | None = None
         self.deadline = time.monotonic() + deadline_s
         self.deadline_s = deadline_s
         self.ended = False
@@ -91,6 +93,7 @@ class Active:
             if self.ended or self.admission != admission:
                 return False
             self.admitted = True
+            self.record.place(self.worker)
             return True
 
     def withdraw(self, worker: str) -> str | None:
@@ -111,7 +114,7 @@ class Active:
             if self.ended or event.id != self.admission:
                 return False
             self.tokens.append(event.token)
-            self.watch.token()
+            self.record.token()
             text, hit = ("", False) if event.finish == "stop" else self.text.push(event.token)
             finish = "stop" if hit else event.finish
             if event.finish and not hit:
@@ -121,7 +124,7 @@ class Active:
             if finish or (self.request.stream and (text or self._wants_tokens)):
                 self.ended = finish is not None
                 if finish:
-                    self.watch.finished(finish)
+                    self.record.finish(finish)
                 piece, self._pending = self._pending, Piece(num_input_tokens=self._pending.num_input_tokens)
                 self.client.send(piece)
             return self.ended
@@ -132,9 +135,14 @@ class Active:
             if self.ended:
                 return False
             self.ended = True
-            self.watch.failed(error.code)
+            self.record.fail(error)
             self.client.fail(error)
             return True
+
+    @property
+    def priority(self) -> str:
+        """Its priority class: what its key or it itself says."""
+        return self.grant.priority if self.grant is not None else self.request.priority or "normal"
 
     @property
     def cost(self) -> int:

@@ -15,11 +15,11 @@ class Admission:
 
     starting: requests that may be on their way from the queue into a worker at once; a task may have three quarters of them, so
     that another always finds a place. room(): tokens that all running requests may need together, None for no limit. A request
-    larger than it runs alone.
+    larger than it runs alone. wait_s(tokens): how long serving so many takes.
     """
 
-    def __init__(self, bounds: Bounds, starting: int, room: Callable[[], int | None]):
-        self._queue: FairQueue[Active] = FairQueue(bounds)
+    def __init__(self, bounds: Bounds, starting: int, room: Callable[[], int | None], wait_s: Callable[[float], float] = lambda tokens: 0.0):
+        self._queue: FairQueue[Active] = FairQueue(bounds, wait_s)
         self._starting, self._task_starting, self._room = starting, max(1, starting * 3 // 4), room
         self._begun: Counter[str] = Counter()
         self._running: dict[str, int] = {}
@@ -30,10 +30,16 @@ class Admission:
         """Tokens that the running requests may need."""
         return sum(self._running.values())
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that all requests may need, those that wait and those that run."""
+        with self._lock:
+            return self.running_tokens + self._queue.tokens
+
     def put(self, active: Active) -> None:
         """Let a request wait. Raises RequestError (UNAVAILABLE) if too much waits already."""
         with self._lock:
-            self._queue.put(active.admit.task, active.cost, active, active.request.priority)
+            self._queue.put(active.admit.task, active.cost, active, active.priority)
         if active.ended:  # its end may have looked for it here before it came
             self.ended(active)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sun.router.errors import RequestError
+from sun.router.errors import Busy
 
 T = TypeVar("T")
 PRIORITIES = ("high", "normal", "low")
@@ -26,10 +27,11 @@ class FairQueue(Generic[T]):
 
     A task that comes back after a pause is lifted to the least of those that wait, so nobody saves up. Service is charged when a
     request leaves the queue, with its whole cost; `refund` gives back what it did not use. Not for several threads at once.
+    wait_s(tokens): how long serving so many takes.
     """
 
-    def __init__(self, bounds: Bounds = Bounds()):
-        self.bounds = bounds
+    def __init__(self, bounds: Bounds = Bounds(), wait_s: Callable[[float], float] = lambda tokens: 0.0):
+        self.bounds, self._wait_s = bounds, wait_s
         self._lines: dict[str, dict[str, deque[tuple[int, T]]]] = {priority: {} for priority in PRIORITIES}
         self._served: dict[str, float] = defaultdict(float)
         self._waiting: dict[str, int] = defaultdict(int)
@@ -43,12 +45,12 @@ class FairQueue(Generic[T]):
         return sum(self._waiting.values())
 
     def put(self, task: str, cost: int, item: T, priority: str = "normal") -> None:
-        """Let an item wait. Raises RequestError (UNAVAILABLE) naming the bound that it would break."""
+        """Let an item wait. Raises Busy naming the bound that it would break."""
         for name, waiting, bound in (("max_queued_tokens", self.tokens, self.bounds.tokens),
                                      ("max_task_queued_tokens", self._waiting.get(task, 0), self.bounds.task_tokens)):
             if waiting and waiting + cost > bound:  # one that is alone may be as large as it likes: its own limits were checked
-                raise RequestError("UNAVAILABLE", f"{name}: {waiting} tokens wait{'' if name == 'max_queued_tokens' else f' of task {task!r}'}, "
-                                                  f"{cost} more are over the limit of {bound}; try again later")
+                raise Busy(f"{name}: {waiting} tokens wait{'' if name == 'max_queued_tokens' else f' of task {task!r}'}, "
+                           f"{cost} more are over the limit of {bound}", self._wait_s(waiting + cost - bound))
         if not self._waiting.get(task):
             others = [self._served[name] for name, waiting in self._waiting.items() if waiting]
             self._served[task] = max(self._served[task], min(others, default=self._served[task]))

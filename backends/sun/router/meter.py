@@ -1,8 +1,7 @@
-"""What is counted and timed, by names that the field knows (vLLM's, with OpenTelemetry's units), and when."""
+"""What is counted and timed, by names that the field knows (vLLM's, with OpenTelemetry's units)."""
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 TIMES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -21,6 +20,9 @@ METRICS: dict[str, tuple[str, tuple[float, ...]]] = {
     "sun_request_generation_tokens": ("Tokens of an answer, by task", TOKENS),
     "sun_handoff_bytes_total": ("KV shipped from prefill to decode, by task", ()),
     "sun_failover_total": ("Sequences that another worker took over, by the worker that lost them", ()),
+    "sun_key_requests_total": ("Requests that ended, by the key they came with and outcome: a finish reason or an error's code", ()),
+    "sun_key_tokens_total": ("Tokens of prompts and answers, by key", ()),
+    "sun_records_lost_total": ("Requests that are missing in the request log or the exported spans, by where", ()),
     "sun_num_requests_running": ("Requests in flight that a worker has, by task", ()),
     "sun_num_requests_waiting": ("Requests in flight that no worker has yet, by task", ()),
     "sun_worker_up": ("1 while a decode worker answers, by worker", ()),
@@ -47,54 +49,3 @@ class NoMeter:
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """See `Meter.set`."""
-
-
-class Stopwatch:
-    """One request's times, seconds of a monotonic clock, and what they come to at its end."""
-
-    def __init__(self, meter: Meter):
-        self.meter, self.task = meter, ""
-        self.arrived = self.first = self.last = time.monotonic()
-        self.began: float | None = None
-        self.tokens = 0
-
-    def queued(self, task: str, prompt: int) -> None:
-        """It is a request of this task, with a prompt of so many tokens, and waits."""
-        self.task = task
-        self.meter.add("sun_request_prompt_tokens", prompt, task=task)
-
-    def begun(self) -> None:
-        """It waits no longer."""
-        self.began = time.monotonic()
-        self.meter.add("sun_request_queue_time_seconds", self.began - self.arrived, task=self.task)
-
-    def prefilled(self, kv_bytes: int) -> None:
-        """The prompt's KV is there."""
-        self.meter.add("sun_request_prefill_time_seconds", time.monotonic() - self.began, task=self.task)
-        self.meter.add("sun_handoff_bytes_total", kv_bytes, task=self.task)
-
-    def token(self) -> None:
-        """Another token."""
-        self.last = time.monotonic()
-        self.tokens += 1
-        if self.tokens == 1:
-            self.first = self.last
-            self.meter.add("sun_time_to_first_token_seconds", self.first - self.arrived, task=self.task)
-
-    def finished(self, reason: str) -> None:
-        """It ended well."""
-        self.meter.add("sun_request_success_total", task=self.task, finished_reason=reason)
-        self._ended()
-
-    def failed(self, reason: str) -> None:
-        """It ended with an error of this code."""
-        if self.began is None:
-            return self.meter.add("sun_request_refused_total", reason=reason)
-        self.meter.add("sun_request_failure_total", task=self.task, reason=reason)
-        self._ended()
-
-    def _ended(self) -> None:
-        self.meter.add("sun_e2e_request_latency_seconds", time.monotonic() - self.arrived, task=self.task)
-        self.meter.add("sun_request_generation_tokens", self.tokens, task=self.task)
-        if self.tokens > 1:
-            self.meter.add("sun_time_per_output_token_seconds", (self.last - self.first) / (self.tokens - 1), task=self.task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -28,6 +28,10 @@ OUTPUTS = {
     "num_output_tokens": "TYPE_UINT32", "token_ids": "TYPE_INT64", "logprobs": "TYPE_STRING",
 }
 """`sun`'s outputs; all but the text only when asked for."""
+TRACE = ("traceparent", "tracestate")
+"""Request parameters of W3C trace context."""
+MAX_ID = 128
+"""Characters of a client's request id that are kept."""
 RETURNS = ("finish_reason", "num_input_tokens", "num_output_tokens", "token_ids", "logprobs")
 """Outputs given only when ``return_<name>`` is true."""
 
@@ -45,6 +49,7 @@ class GenerateRequest:
     """One request. ``task`` is None only with a handover, whose ticket names it.
 
     sampling: the keys the client gave. echo: text to begin the output with. returns: the optional outputs asked for.
+    id: what the client calls it. trace: W3C trace context, `traceparent` and perhaps `tracestate`.
     """
 
     messages: list[dict[str, Any]]
@@ -54,8 +59,11 @@ class GenerateRequest:
     echo: str = ""
     returns: frozenset[str] = frozenset()
     deadline_s: float | None = None
-    priority: str = "normal"
+    priority: str | None = None
     handover: Handover | None = None
+    id: str = ""
+    api_key: str | None = field(default=None, repr=False)
+    trace: dict[str, str] = field(default_factory=dict)
 
     def params(self, defaults: dict[str, Any]) -> SamplingParams:
         """Sampling parameters over a task's defaults; without a seed one is drawn here, so that a replay repeats the text."""
@@ -63,18 +71,18 @@ class GenerateRequest:
         return params if params.seed is not None else msgspec.structs.replace(params, seed=secrets.randbits(63))
 
 
-def parse_request(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> GenerateRequest:
-    """Read a request's tensors by name, and its Triton parameters: sampling keys as well, for the likes of curl.
+def parse_request(inputs: dict[str, np.ndarray], parameters: dict[str, Any], id: str = "") -> GenerateRequest:
+    """Read a request's tensors by name, and its Triton parameters: sampling keys as well, for the likes of curl. id: Triton's, the client's.
 
     Raises RequestError (INVALID_ARG) naming the field and the limit.
     """
     try:
-        return _parse(inputs, parameters)
+        return _parse(inputs, parameters, id)
     except ValueError as error:
         raise RequestError("INVALID_ARG", str(error)) from error
 
 
-def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> GenerateRequest:
+def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any], id: str) -> GenerateRequest:
     stream = bool(_one(inputs, "stream", False))
     returns = frozenset(name for name in RETURNS if _one(inputs, f"return_{name}", False))
     sampling = _object(_text(inputs, "sampling_parameters") or "{}", "sampling_parameters")
@@ -82,9 +90,12 @@ def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> Generat
     deadline_s = given.pop("deadline_s", None)
     if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 86400):
         raise ValueError(f"deadline_s: must be more than 0 and less than 86400 seconds, got {deadline_s!r}")
-    priority = given.pop("priority_class", "normal")
-    if priority not in PRIORITIES:
+    priority = given.pop("priority_class", None)
+    if priority is not None and priority not in PRIORITIES:
         raise ValueError(f"priority_class: must be one of {', '.join(PRIORITIES)}, got {str(priority)[:64]!r}")
+    given.pop("id", None)  # Triton takes the id in an HTTP body for a parameter, too
+    api_key = _api_key(given)
+    trace = {name: str(given.pop(name)) for name in TRACE if name in given}
     text = parse_text(inputs)
     echo = ""
     if not _one(inputs, "exclude_input_in_output", True):
@@ -93,7 +104,8 @@ def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any]) -> Generat
         echo = text[-1]["content"]
     return GenerateRequest(
         messages=text, sampling={**sampling, **given}, task=_text(inputs, "task") or None, stream=stream, echo=echo,
-        returns=returns, deadline_s=deadline_s, priority=priority, handover=_handover(inputs))
+        returns=returns, deadline_s=deadline_s, priority=priority, handover=_handover(inputs),
+        id=id[:MAX_ID], api_key=api_key, trace=trace)
 
 
 def parse_text(inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -106,6 +118,17 @@ def parse_text(inputs: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     if not text or not text.strip():
         raise ValueError("text_input: is empty; at least one character is needed (or give messages)")
     return [{"role": "user", "content": text}]
+
+
+def _api_key(parameters: dict[str, Any]) -> str | None:
+    """Take the client's key out of the parameters: `api_key`, else a forwarded header `authorization: Bearer ...`."""
+    header = parameters.pop("authorization", None)
+    key = parameters.pop("api_key", None)
+    if key is not None and not isinstance(key, str):
+        raise ValueError("api_key: must be a text")
+    if key is None and isinstance(header, str) and header[:7].lower() == "bearer ":
+        return header[7:].strip()
+    return key
 
 
 def _handover(inputs: dict[str, np.ndarray]) -> Handover | None:

@@ -9,19 +9,21 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from sun.handoff.ticket import parse as parse_ticket
 from sun.handoff.transport import Transport
 from sun.messages import Admit, TokenEvent
 from sun.router.active import Active, Client
 from sun.router.admission import Admission
-from sun.router.errors import Gone, RequestError
-from sun.router.fair_queue import Bounds
+from sun.router.errors import Busy, Gone, RequestError
 from sun.router.fleet import Fleet
+from sun.router.keys import Keys
+from sun.router.limits import Limits
 from sun.router.meter import Meter, NoMeter
+from sun.router.pace import Pace
 from sun.router.policy import Policy
 from sun.router.pool import Pool
+from sun.router.record import Record
 from sun.router.request import GenerateRequest
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat
@@ -40,31 +42,18 @@ MOST_WORKERS = 4
 CLOSE_S = 5.0
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The router's bounds: requests in flight before it refuses, tokens a sequence may have, seconds it may take.
-
-    starting: requests on their way into a worker at once. max_running_tokens: tokens, prompts and whole answers, of requests
-    beyond the queue; 0 is what the living workers' KV pools hold. queue: of what waits.
-    """
-
-    max_inflight: int = 256
-    max_tokens: int = 4096
-    deadline_s: float = 600.0
-    starting: int = 16
-    max_running_tokens: int = 0
-    queue: Bounds = Bounds()
-
-
 class Router:
     """Admits, tokenises, has the prompt prefilled, picks a worker, and turns the workers' events into answers.
 
-    submit() returns at once. Every request ends exactly once: with its last piece, or with an error.
+    submit() returns at once. Every request ends exactly once: with its last piece, or with an error. keys: who may ask, None for
+    everybody. told(record) is called at each request's end, from any thread, and must return at once.
     """
 
     def __init__(self, fleet: Fleet, workers: list[str], tasks: TaskRegistry, prompts: PromptFormat, policy: Policy,
-                 transports: list[Transport], limits: Limits = Limits(), meter: Meter = NoMeter()):
+                 transports: list[Transport], limits: Limits = Limits(), meter: Meter = NoMeter(), keys: Keys | None = None,
+                 told: Callable[[Record], None] = lambda record: None):
         self.fleet, self.tasks, self.prompts, self.limits, self.meter = fleet, tasks, prompts, limits, meter
+        self.keys, self.pace, self._told = keys, Pace(), told
         self.name = secrets.token_hex(8)
         self.transports = {transport.name: transport for transport in transports}
         self.pool = Pool(fleet, workers, policy, self._lost, self._found)
@@ -73,7 +62,7 @@ class Router:
         self._stranded: dict[str, float] = {}
         self._orphans: dict[str, list[str]] = {worker: [] for worker in workers}
         self._lock = threading.Lock()
-        self.admission = Admission(limits.queue, limits.starting, lambda: limits.max_running_tokens or self.pool.budget)
+        self.admission = Admission(limits.queue, limits.starting, lambda: limits.max_running_tokens or self.pool.budget, self.pace.seconds)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._starters = ThreadPoolExecutor(limits.starting + MOVERS, thread_name_prefix="start")
         self._closed = threading.Event()
@@ -88,18 +77,50 @@ class Router:
 
     def submit(self, request: GenerateRequest, client: Client) -> None:
         """Take a request; its answer or error goes to ``client``, UNAVAILABLE at once if too many are in flight."""
-        deadline_s = min(request.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
-        active = Active(secrets.token_hex(8), request, client, deadline_s, self.meter)
-        with self._lock:
-            full = len(self._active) >= self.limits.max_inflight
-            if not full and not self._closed.is_set():
-                self._active[active.key] = active
-        if full:
-            active.fail(RequestError("UNAVAILABLE", f"max_inflight: {self.limits.max_inflight} requests are in flight, which is the limit; try again later"))
-        elif self._closed.is_set():
-            active.fail(RequestError("UNAVAILABLE", "the router is shutting down"))
+        active = self._known(request, client)
+        try:
+            self._enter(active)
+        except RequestError as error:
+            self._fail(active, error)
         else:
             self._readers.submit(self._run, self._read, active)
+
+    def refuse(self, error: RequestError, client: Client, id: str = "") -> None:
+        """End a request that could not even be read, as any other that is refused. id: what the client calls it."""
+        self._fail(self._known(GenerateRequest([], {}, id=id), client), error)
+
+    def _known(self, request: GenerateRequest, client: Client) -> Active:
+        record = Record(secrets.token_hex(8), self.meter, lambda record: self._ended(active))
+        record.request_id, record.trace, record.messages = request.id, request.trace, request.messages
+        record.asked, record.handed_over = (request.task or "")[:64], request.handover is not None
+        active = Active(request, client, min(request.deadline_s or self.limits.deadline_s, self.limits.deadline_s), record)
+        return active
+
+    def _enter(self, active: Active) -> None:
+        """Let a request in. Raises RequestError if it may not come, or there is no room."""
+        request = active.request
+        if self.keys is not None:
+            holder = self.keys.holder(request.api_key)
+            active.record.key = holder.name
+            active.grant = holder.enter(request.task, request.priority, self._one_ends_s)
+            if request.handover is not None:
+                raise RequestError("PERMISSION_DENIED", "ticket: is not taken where keys are needed")
+        with self._lock:
+            if self._closed.is_set():
+                raise RequestError("UNAVAILABLE", "the router is shutting down")
+            if len(self._active) >= self.limits.max_inflight:
+                raise Busy(f"max_inflight: {self.limits.max_inflight} requests are in flight, which is the limit", self._one_ends_s())
+            self._active[active.key] = active
+
+    def _one_ends_s(self) -> float:
+        """Seconds until one of the requests in flight has probably ended: what one may need on average, at the recent pace."""
+        return self.pace.seconds(self.admission.tokens / max(1, self.inflight))
+
+    def _ended(self, active: Active) -> None:
+        """A request's end, once for each: its key's books are closed, and all else is told."""
+        if active.grant is not None:
+            active.grant.end(active.record.prompt + active.record.tokens)
+        self._told(active.record)
 
     def close(self) -> None:
         """End what is in flight with an error and stop."""
@@ -146,7 +167,9 @@ class Router:
                 f"it can be at most {self.limits.max_tokens - len(prompt) + 1} here")
         active.begin(TextStream(self.prompts.tokenizer.backend_tokenizer, params.stop), len(prompt))
         active.admit = Admit(id=active.key, router=self.name, task=task.name, prompt=prompt, params=params)
-        active.watch.queued(task.name, len(prompt))
+        active.record.queue(task.name, len(prompt))
+        if active.grant is not None:
+            active.grant.charge(active.cost)
         self.admission.put(active)
         self._dispatch()
 
@@ -166,12 +189,13 @@ class Router:
         """From the queue into a worker, in one of the starter threads."""
         if active.ended:
             return
-        active.watch.begun()
+        active.record.begin()
         handover, task = active.request.handover, self.tasks.get(active.admit.task)
         if handover is None:
             active.shipment = self.fleet.prefill(task.name, active.admit.prompt[:-1])
             active.ticket = parse_ticket(active.shipment[0])
-            active.watch.prefilled(active.ticket.nbytes)
+            active.record.prefill(active.ticket.nbytes)
+            self.pace.note(len(active.admit.prompt))
         else:
             active.shipment = handover.shipment
             # Our own prefill says which weights it ran, perhaps older ones than the task's files, while those are being loaded.
@@ -262,6 +286,7 @@ class Router:
         try:
             for step in self.fleet.listen(worker, self.name):
                 self.pool.report(worker, step.load)
+                self.pace.note(len(step.events))
                 for event in step.events:
                     active = self._active.get(event.id.rpartition("-")[0])
                     if active is not None:
@@ -349,8 +374,8 @@ class Router:
         """Note how many requests of each task there are, and the workers' loads."""
         counts = {(name, task): 0 for name in ("running", "waiting") for task in self.tasks.names()}
         for active in list(self._active.values()):
-            if active.watch.task:
-                key = ("running" if active.admitted else "waiting", active.watch.task)
+            if active.record.task:
+                key = ("running" if active.admitted else "waiting", active.record.task)
                 counts[key] = counts.get(key, 0) + 1
         for (name, task), count in counts.items():
             self.meter.set(f"sun_num_requests_{name}", count, task=task)
