@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,25 +24,32 @@ Ctrl-C stops it."""
 def serve(
     root: RootOption = None, http_port: HttpPortOption = 8000, grpc_port: GrpcPortOption = 8001, metrics_port: MetricsPortOption = 8002,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, as anybody unless keys are on (`sun key`).")] = "127.0.0.1",
+    tls_cert: Annotated[Path | None, typer.Option(
+        help="PEM file of a certificate: gRPC is encrypted (clients ask grpcs://...), and HTTP stays on 127.0.0.1, for a proxy with TLS.", show_default=False)] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.", show_default=False)] = None,
 ) -> None:
     """Serve all tasks of the repository until Ctrl-C or SIGTERM. What dies meanwhile is started anew."""
     from sun.router.tasks import TaskRegistry
     from sun_client import show
     from sun_client.root import Root
-    from sun_client.server import Ports, Server, interruptible
+    from sun_client.server import Ports, Server, Tls, interruptible
     from sun_client.supervisor import Supervisor
+
+    if (tls_cert is None) != (tls_key is None):
+        raise ValueError("tls-cert and tls-key: one is of no use without the other")
 
     place = Root.find(root)
     names = TaskRegistry(place.models).names()
-    server = Server(place.path, Ports(http_port, grpc_port, metrics_port), host)
+    server = Server(place.path, Ports(http_port, grpc_port, metrics_port), host, Tls(tls_cert, tls_key) if tls_cert else None)
+    url = f"{'grpcs://' if tls_cert else ''}{host}:{grpc_port}"
     with interruptible():
         try:
             show.start(server)
             task = names[0] if names else "TASK"
-            ask = f"sun ask --task {task} \"...\"" + ("" if grpc_port == 8001 else f" --url {host}:{grpc_port}")
+            ask = f"sun ask --task {task} \"...\"" + ("" if grpc_port == 8001 and not tls_cert else f" --url {url}")
             print(WAYS_IN.format(
                 tasks=f"Serving {', '.join(names)}:" if names else "Serving, but no task yet: `sun setup` or `sun task add` makes one.",
-                task=task, ask=ask, http=f"http://{host}:{http_port}", grpc=f"{host}:{grpc_port}", metrics=f"http://{host}:{metrics_port}",
+                task=task, ask=ask, http=f"http://{server.http_host}:{http_port}", grpc=url, metrics=f"http://{host}:{metrics_port}",
                 log=server.log, requests=server.request_log), flush=True)
             supervisor = Supervisor(server, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True))
             while True:

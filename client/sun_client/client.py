@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -55,13 +56,14 @@ class SunClient:
     """
 
     def __init__(self, url: str = URL, api_key: str | None = None):
-        """url: host:port of the server's gRPC endpoint; nothing is sent before the first request.
+        """url: host:port of the server's gRPC endpoint, grpcs://host:port with TLS; nothing is sent before the first request.
+        A server whose certificate no public authority has signed is trusted by the PEM file that the environment's `SUN_TLS_CA` names.
 
         api_key: for servers that ask for one; None for the environment's `SUN_API_KEY`, if there is one.
         """
         self.url = url
         self._api_key = api_key if api_key is not None else os.environ.get("SUN_API_KEY", "")
-        self._channel = grpc.insecure_channel(url, options=CHANNEL)
+        self._channel = _channel(url)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> SunClient:
@@ -156,6 +158,19 @@ class SunClient:
                 raise SunError(error)
 
 
+def _channel(url: str) -> grpc.Channel:
+    """A connection as the URL's scheme says. Raises SunError if the file of authorities cannot be read."""
+    address = url.removeprefix("grpcs://")
+    if address == url:
+        return grpc.insecure_channel(url, options=CHANNEL)
+    path = os.environ.get("SUN_TLS_CA")
+    try:
+        authorities = Path(path).read_bytes() if path else None
+    except OSError as error:
+        raise SunError(f"SUN_TLS_CA: {path}: {error.strerror}") from error
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(authorities), options=CHANNEL)
+
+
 @contextmanager
 def _errors(url: str, timeout: float | None) -> Iterator[None]:
     """gRPC's errors as SunError."""
@@ -163,6 +178,8 @@ def _errors(url: str, timeout: float | None) -> Iterator[None]:
         yield
     except grpc.RpcError as error:
         code = error.code()
+        if code is grpc.StatusCode.UNAVAILABLE and "handshake" in (error.details() or "").lower():
+            raise SunError(f"no encrypted connection to {url}: is its certificate of an authority that this machine, or SUN_TLS_CA, names?", code.name) from error
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in (error.details() or ""):
             raise SunError(f"no server answers at {url}", code.name) from error
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -47,15 +47,32 @@ class Ports:
     metrics: int = 8002
 
 
+@dataclass(frozen=True)
+class Tls:
+    """The server's certificate (with its chain) and private key, PEM files."""
+
+    certificate: Path
+    key: Path
+
+    def options(self) -> list[str]:
+        """The command line options that make a tritonserver's gRPC encrypted. Raises ServerError naming a file that cannot be read."""
+        for name, path in (("tls-cert", self.certificate), ("tls-key", self.key)):
+            if not os.access(path, os.R_OK) or not path.is_file():
+                raise ServerError(f"{name}: {path} is no file that can be read")
+        return ["--grpc-use-ssl=true", f"--grpc-server-cert={self.certificate.absolute()}", f"--grpc-server-key={self.key.absolute()}"]
+
+
 class Server:
     """A tritonserver for one repository root, as a context manager: ready inside the ``with``, gone after it.
 
-    root: the folder with `model_repository/` and `backends/`. host: the address to listen on.
+    root: the folder with `model_repository/` and `backends/`. host: the address to listen on. tls: for gRPC; HTTP, which Triton
+    does not encrypt, then stays on this machine, for a proxy.
     Start it from the main thread: when the thread that started it ends, however it ends, the server is told to stop.
     """
 
-    def __init__(self, root: Path, ports: Ports = Ports(), host: str = HOST):
-        self.root, self.ports, self.host = Path(root).absolute(), ports, host
+    def __init__(self, root: Path, ports: Ports = Ports(), host: str = HOST, tls: Tls | None = None):
+        self.root, self.ports, self.host, self.tls = Path(root).absolute(), ports, host, tls
+        self.http_host = HOST if tls else host
         # A server on other ports, of a test say, must not write into the log of the one that runs already.
         suffix = "" if ports == Ports() else f"-{ports.http}"
         self.log = self.root / ".run" / f"tritonserver{suffix}.log"
@@ -73,7 +90,7 @@ class Server:
     @property
     def control(self) -> Control:
         """Control of its models."""
-        return Control(self.pid, self.host, self.ports.http, self._key)
+        return Control(self.pid, self.http_host, self.ports.http, self._key)
 
     @property
     def running(self) -> bool:
@@ -96,12 +113,13 @@ class Server:
         return [
             str(Path(sys.prefix) / "bin" / "tritonserver"),
             f"--model-repository={self.root / 'model_repository'}", f"--backend-directory={self.root / 'backends'}",
-            f"--http-address={self.host}", f"--http-port={self.ports.http}",
+            f"--http-address={self.http_host}", f"--http-port={self.ports.http}",
             f"--grpc-address={self.host}", f"--grpc-port={self.ports.grpc}",
             f"--metrics-address={self.host}", f"--metrics-port={self.ports.metrics}",
             "--allow-gpu-metrics=false",
             # All models, as without these two; but one can be loaded anew when its process died.
             "--model-control-mode=explicit", "--load-model=*", *Control.options(self._key),
+            *(self.tls.options() if self.tls else []),
             f"--grpc-header-forward-pattern=^({TRACE_HEADERS}{f'|{KEY_HEADER}' if self.keys_needed else ''})$",
         ]
 
@@ -179,7 +197,7 @@ class Server:
         while True:
             self.poll()
             self.remember()
-            if ready(self.host, self.ports.http):
+            if ready(self.http_host, self.ports.http):
                 return
             waiting(time.monotonic() - started)
             time.sleep(POLL_S)

@@ -83,7 +83,7 @@ class Supervisor:
         self._say(f"model {model}: given up")
 
     def _look_for_a_hang(self) -> None:
-        if self._healing or ready(self._server.host, self._server.ports.http):
+        if self._healing or ready(self._server.http_host, self._server.ports.http):
             self._answered = time.monotonic()
         elif time.monotonic() - self._answered > HUNG_S:
             self._restart(f"tritonserver has not been ready for {HUNG_S:g} s")

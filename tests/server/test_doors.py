@@ -1,4 +1,4 @@
-"""A server with inference keys: every way in asks for one, and each request is in the log and in the client's trace."""
+"""A server with inference keys and TLS: every way in asks for a key, and each request is in the log and in the client's trace."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+import trustme
 import tritonclient.grpc as grpcclient
 
 from sun.handoff.shm import default_root
@@ -25,8 +26,8 @@ from sun_build.tasks import add_task
 from sun_client.client import SunClient
 from sun_client.errors import SunError
 from sun_client.metrics import read, total
-from sun_client.server import Server
-from tests.server.conftest import WIDE, free_ports, make_root, sun, wait_until
+from sun_client.server import Server, Tls
+from tests.server.conftest import free_ports, make_root, sun, wait_until
 
 SHORT = {"temperature": 0, "max_tokens": 4, "ignore_eos": True}
 BODY = {"text_input": "hello", "task": "identity", "temperature": 0, "max_tokens": 2}
@@ -66,14 +67,26 @@ def key(root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def guarded(root: Path, key: str) -> Iterator[Server]:
+def tls(root: Path) -> Tls:
+    """A certificate for 127.0.0.1, whose authority is ca.pem beside it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(root / "ca.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(root / "server.pem")
+    certificate.private_key_pem.write_to_path(root / "server.key")
+    return Tls(root / "server.pem", root / "server.key")
+
+
+@pytest.fixture(scope="module")
+def guarded(root: Path, key: str, tls: Tls) -> Iterator[Server]:
     """The server, which exports its spans to `Collector`."""
     collector = HTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=collector.serve_forever, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        with Server(root, free_ports()) as server:
+        patch.setenv("SUN_TLS_CA", str(root / "ca.pem"))
+        with Server(root, free_ports(), tls=tls) as server:
             yield server
     collector.shutdown()
     collector.server_close()
@@ -83,7 +96,7 @@ def guarded(root: Path, key: str) -> Iterator[Server]:
 @pytest.fixture
 def url(guarded: Server) -> str:
     """Its gRPC endpoint."""
-    return f"127.0.0.1:{guarded.ports.grpc}"
+    return f"grpcs://127.0.0.1:{guarded.ports.grpc}"
 
 
 def line_of(server: Server, request_id: str) -> dict:
@@ -108,7 +121,7 @@ def text(name: str, *values: str | bytes) -> grpcclient.InferInput:
 def stream(url: str, model: str, inputs: list, headers: dict[str, str] | None = None) -> str | None:
     """The error of a gRPC stream request by tritonclient, None if it was answered."""
     seen = []
-    with grpcclient.InferenceServerClient(url) as client:
+    with grpcclient.InferenceServerClient(url.removeprefix("grpcs://"), ssl=True, root_certificates=os.environ["SUN_TLS_CA"]) as client:
         client.start_stream(lambda result, error: seen.append(error), headers=headers)
         client.async_stream_infer(model, inputs)
         client.stop_stream()
@@ -125,6 +138,17 @@ def test_a_key_opens_sun_over_grpc_and_http_and_nothing_else_does(guarded, url, 
         assert refused.status_code == 400 and refused.json()["error"].startswith("api_key: a valid key is needed")
         assert stream(url, "sun", asked, {"authorization": f"Bearer {wrong}"}).startswith("api_key: a valid key is needed")
     assert requests.post(generate, json=BODY).json() == refused.json(), "a missing key is told nothing else"
+
+
+def test_nobody_talks_to_grpc_without_tls_or_trusts_a_stranger_s_certificate(guarded, url, key, monkeypatch):
+    with SunClient(url.removeprefix("grpcs://"), key) as client, pytest.raises(SunError):
+        client.generate("identity", "hello", sampling=SHORT, timeout=10)
+    monkeypatch.delenv("SUN_TLS_CA")
+    with SunClient(url, key) as client, pytest.raises(SunError, match="^no encrypted connection to grpcs://.*SUN_TLS_CA"):
+        client.generate("identity", "hello", sampling=SHORT, timeout=10)
+    monkeypatch.setenv("SUN_TLS_CA", "/none.pem")
+    with pytest.raises(SunError, match="^SUN_TLS_CA: /none.pem: No such file"):
+        SunClient(url, key)
 
 
 def test_the_doors_behind_the_router_are_shut_for_everybody(guarded, url, key):
@@ -168,7 +192,7 @@ def test_keys_come_and_go_while_the_server_runs_and_limits_say_when_to_come_back
 
 def test_sun_ask_takes_the_key_from_the_environment_and_its_request_is_in_the_log(guarded, url, key):
     words = [sys.executable, "-m", "sun_client.cli", "ask", "--task", "identity", "--max-tokens", "4", "--url", url, "--json", "tell me a secret"]
-    refused = subprocess.run(words, capture_output=True, text=True, env={k: v for k, v in WIDE.items() if k != "SUN_API_KEY"})
+    refused = subprocess.run(words, capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "SUN_API_KEY"})
     assert refused.returncode == 1 and "api_key: " in refused.stderr
     answer = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, env={**os.environ, "SUN_API_KEY": key}).stdout)
     line = line_of(guarded, answer["request_id"])

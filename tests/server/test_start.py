@@ -13,7 +13,7 @@ import pytest
 from sun_build.tasks import add_task
 from sun_client import shm
 from sun_client.errors import ServerError
-from sun_client.server import Server, ready
+from sun_client.server import Server, Tls, ready
 from tests.server.conftest import REPO, free_ports, make_root, wait_until
 
 
@@ -32,6 +32,11 @@ def only(root: Path, *models: str) -> Path:
         if folder.name not in models:
             shutil.rmtree(folder)
     return root
+
+
+def test_a_certificate_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ServerError, match="^tls-cert: .*none.pem is no file"):
+        Server(make_root(tmp_path / "root"), free_ports(), tls=Tls(tmp_path / "none.pem", tmp_path / "none.key")).start()
 
 
 def test_numpy_2_in_the_serving_environment_is_refused_with_what_to_do(tmp_path):
