@@ -15,6 +15,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
+
+    executor: what runs a pass: "torch", "onnx" (the task's exported module, here) or "triton" (exported, as the model `kv_<task>`).
     """
 
     token_budget: int = 512
@@ -22,6 +24,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
+    executor: str = "torch"
 
 
 class TritonPythonModel:
@@ -47,7 +50,8 @@ class TritonPythonModel:
         if settings.transport not in ("shm", "inline"):
             raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
         self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
-        self.engine = PrefillEngine(model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens)
+        self.engine = PrefillEngine(
+            model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens, executor(place, settings, task, model))
 
     def execute(self, requests):
         """Queue the prompts; each is answered when its KV is published."""
@@ -64,6 +68,24 @@ class TritonPythonModel:
         self.engine.close()
         if isinstance(self.transport, Shm):
             self.transport.close()
+
+
+def executor(place: Place, settings: Settings, task, model):
+    """The executor that the parameter names; None for torch's own, which needs nothing."""
+    from sun.prefill.exported import kv_model
+    from sun.prefill.onnx import OnnxExecutor
+    from sun.prefill.padded import PaddedExecutor
+    from sun_triton.exported import ExportedModel
+
+    match settings.executor:
+        case "torch":
+            return None
+        case "onnx":
+            return OnnxExecutor(place.version_dir, model.base, task, settings.threads)
+        case "triton":
+            name = kv_model(task.name)
+            return PaddedExecutor(ExportedModel(name), place.repository / name / "1", model.base, task)
+    raise ValueError(f"config.pbtxt of {place.name}: parameters: executor is {settings.executor!r}, expected torch, onnx or triton")
 
 
 def answer(sender, future) -> None:
