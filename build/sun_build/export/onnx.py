@@ -23,11 +23,10 @@ OPSET = 18
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-def check_packages() -> None:
-    """Raise RuntimeError naming the packages that an export needs and that are not installed."""
-    missing = [name for name in PACKAGES if not version_of(name)]
-    if missing:
-        raise RuntimeError(f"sun export needs {', '.join(missing)}: pip install {' '.join(missing)}")
+def missing() -> str:
+    """What this machine lacks for an export, in a sentence; empty if nothing."""
+    lacks = [name for name in PACKAGES if not version_of(name)]
+    return f"install {', '.join(lacks)}" if lacks else ""
 
 
 def version_of(package: str) -> str:
@@ -46,7 +45,8 @@ def export_onnx(base_dir: Path, task_dir: Path, folder: Path, dtype: str = "fp32
     KV in ONNX Runtime must be torch's within `parity.LIMITS`; bf16, which ONNX Runtime does not compute on CPUs, is checked as the
     torch module that was traced. Raises ValueError as `load_prefill` does, RuntimeError for missing packages or a KV that is off.
     """
-    check_packages()
+    if lack := missing():
+        raise RuntimeError(f"format onnx: {lack}")
     task, module = PrefillModule.load(base_dir, task_dir, dtype, merged)
     path = folder / ONNX_FILE
     trace(module, path, opset)

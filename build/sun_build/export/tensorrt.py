@@ -54,6 +54,7 @@ def build_plan(trt: ModuleType, onnx: Path, plan: Path, profiles: list[Profile],
     if not parser.parse_from_file(str(onnx)):
         raise RuntimeError(f"TensorRT cannot parse {onnx.name}: {'; '.join(str(parser.get_error(i)) for i in range(parser.num_errors))}")
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 would be products of 10-bit mantissas
     for shapes in profiles:
         profile = builder.create_optimization_profile()
         profile.set_shape(INPUT, shapes.least, shapes.best, shapes.most)
