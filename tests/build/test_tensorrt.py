@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from sun.model.manifest import TaskManifest
 from sun.prefill.exported import ExportManifest
 from sun_build.export import tensorrt
 from sun_build.export.entry import Export
@@ -109,11 +110,41 @@ def test_without_the_package_or_a_gpu_it_is_said_which_before_anything_is_export
     assert not (tmp_path / "models").exists()
 
 
+def traced_nothing(base_dir, task_dir, folder, dtype, merged, opset, max_batch) -> ExportManifest:
+    """In place of `export_onnx`."""
+    task = TaskManifest.load(task_dir)
+    (folder / "model.onnx").write_bytes(b"onnx")
+    manifest = ExportManifest(format="onnx", task=task.name, base_digest=task.base_digest, weights_digest=task.weights_digest, dtype=dtype,
+                              lora="merged" if merged else "separate", opset=opset, max_batch=max_batch)
+    manifest.save(folder)
+    return manifest
+
+
+def test_a_plan_is_an_entry_that_takes_the_tasks_next_adapter(mine, base_dir, tmp_path, monkeypatch):
+    models, out = mine / "model_repository", tmp_path / "models"
+    export = Export(models, base_dir, "mine", merged=False, max_tokens=300)
+    trt = StandIn(weights=list(export.adapter()))
+    monkeypatch.setattr(tensorrt, "tensorrt_module", lambda: trt)
+    monkeypatch.setattr("sun_build.export.entry.export_onnx", traced_nothing)
+    manifest = export.plan(out)
+    assert sorted(path.name for path in out.rglob("*")) == ["1", "config.pbtxt", "export.json", "kv_mine", "model.plan"]
+    assert (manifest.format, manifest.max_tokens, manifest.parity, manifest.versions["tensorrt"]) == ("tensorrt", 300, None, "11.4")
+    assert 'profile: ["0", "1"]' in (out / "kv_mine" / "config.pbtxt").read_text() and (mine / ".run" / "tensorrt.timing").is_file()
+    task = add_task(models, base_dir, "mine", tiny.adapter(tmp_path / "other", base_dir, seed=9))
+    refitted = export.refit(out)
+    assert refitted.weights_digest == task.weights_digest != manifest.weights_digest
+    assert refitted == ExportManifest.load(out / "kv_mine" / "1") and (out / "kv_mine" / "1" / "model.plan").read_bytes() == b"plan 2"
+    assert 'profile: ["0", "1"]' in (out / "kv_mine" / "config.pbtxt").read_text()
+    Export(models, base_dir, "mine").plan(out)
+    with pytest.raises(ValueError, match="^export.json lora: is 'merged', a refit needs 'separate'"):
+        export.refit(out)
+
+
 def test_without_onnx_packages_an_export_says_which_to_install(mine, base_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("sun_build.export.onnx.PACKAGES", ("onnx-that-nobody-has",))
     with pytest.raises(RuntimeError, match="^format onnx: install onnx-that-nobody-has$"):
         Export(mine / "model_repository", base_dir, "mine").onnx(tmp_path / "models")
-    assert list((tmp_path / "models").iterdir()) == []
+    assert not (tmp_path / "models").exists() and not list(tmp_path.glob(".export-*"))
 
 
 @pytest.mark.skipif(bool(tensorrt.missing()), reason=tensorrt.missing())

@@ -59,7 +59,7 @@ class Export:
 
     def onnx(self, out: Path) -> ExportManifest:
         """Write `kv_<task>` for Triton's ONNX Runtime backend below ``out``, in place of one that is there."""
-        with scratch(out) as folder:
+        with scratch(out.absolute().parent) as folder:
             manifest = self._onnx(folder)
             self._place(folder, manifest, out)
         return manifest
@@ -71,11 +71,11 @@ class Export:
         """
         trt = tensorrt.tensorrt_module()
         made = profiles(self.max_batch, min(self.max_tokens, BaseManifest.load(self.base_dir).max_context - 2))
-        with scratch(self.repository.parent) as onnx, scratch(out) as folder:
+        with scratch(self.repository.parent) as onnx, scratch(out.absolute().parent) as folder:
             manifest = self._onnx(onnx)
-            tensorrt.build_plan(trt, onnx / ONNX_FILE, folder / PLAN_FILE, made, self._adapter(), self.repository.parent / TIMING_CACHE)
+            tensorrt.build_plan(trt, onnx / ONNX_FILE, folder / PLAN_FILE, made, self.adapter(), self.repository.parent / TIMING_CACHE)
             manifest = msgspec.structs.replace(
-                manifest, format="tensorrt", max_tokens=made[-1].most[1], parity=self._parity(trt, folder / PLAN_FILE),
+                manifest, format="tensorrt", max_tokens=made[-1].most[1], parity=self._parity(trt, folder / PLAN_FILE, made[-1].most[1]),
                 versions=manifest.versions | {"tensorrt": trt.__version__})
             manifest.save(folder)
             self._place(folder, manifest, out, len(made))
@@ -93,9 +93,9 @@ class Export:
                 raise ValueError(f"{EXPORT_FILE} {field}: is {getattr(manifest, field)!r}, a refit needs {value!r}: build the plan anew")
         export = Export(self.repository, self.base_dir, self.task, manifest.dtype, False, manifest.opset, manifest.max_batch)
         task, _ = load_prefill(self.base_dir, self.task_dir)
-        with scratch(out) as folder:
-            tensorrt.refit_plan(trt, old / PLAN_FILE, folder / PLAN_FILE, export._adapter())
-            manifest = msgspec.structs.replace(manifest, weights_digest=task.weights_digest, parity=export._parity(trt, folder / PLAN_FILE))
+        with scratch(out.absolute().parent) as folder:
+            tensorrt.refit_plan(trt, old / PLAN_FILE, folder / PLAN_FILE, export.adapter())
+            manifest = msgspec.structs.replace(manifest, weights_digest=task.weights_digest, parity=export._parity(trt, folder / PLAN_FILE, manifest.max_tokens))
             manifest.save(folder)
             self._place(folder, manifest, out, len(profiles(manifest.max_batch, manifest.max_tokens)))
         return manifest
@@ -103,15 +103,16 @@ class Export:
     def _onnx(self, folder: Path) -> ExportManifest:
         return export_onnx(self.base_dir, self.task_dir, folder, self.dtype, self.merged, self.opset, self.max_batch)
 
-    def _adapter(self) -> dict[str, torch.Tensor]:
+    def adapter(self) -> dict[str, torch.Tensor]:
+        """The initialisers that `refit` changes: none if the adapter is merged."""
         return PrefillModule.load(self.base_dir, self.task_dir, self.dtype, self.merged)[1].adapter
 
-    def _parity(self, trt, plan: Path) -> parity.Parity | None:
+    def _parity(self, trt, plan: Path, max_tokens: int) -> parity.Parity | None:
         """The plan's own parity, where torch has the GPU to run it."""
         if not torch.cuda.is_available():
             return None
         model = load_prefill(self.base_dir, self.task_dir)[1]
-        found = parity.compare(tensorrt.Plan(trt, plan), model, f"tensorrt {trt.__version__}", self.max_batch)
+        found = parity.compare(tensorrt.Plan(trt, plan), model, f"tensorrt {trt.__version__}", self.max_batch, max_tokens)
         parity.check(found, self.dtype)
         return found
 
@@ -121,6 +122,7 @@ class Export:
         (made / "1").mkdir(parents=True)
         for file in [path for path in folder.iterdir() if path.is_file()]:
             file.replace(made / "1" / file.name)
+        out.mkdir(exist_ok=True)
         (made / "config.pbtxt").write_text(config_text(manifest, BaseManifest.load(self.base_dir).geometry, count, self.gpu))
         shutil.rmtree(out / made.name, ignore_errors=True)
         made.replace(out / made.name)
@@ -128,7 +130,7 @@ class Export:
 
 @contextmanager
 def scratch(beside: Path) -> Iterator[Path]:
-    """A folder to export into, on the file system of where it will go, so that it gets there whole or not at all."""
+    """A folder to export into, beside the repository that it will go to: it gets there whole or not at all, and a server sees no part of it."""
     beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside, prefix=".export-") as folder:
         yield Path(folder)

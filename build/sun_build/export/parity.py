@@ -28,10 +28,11 @@ def torch_kv(model: Llama, ids: Tensor) -> Tensor:
     return job.kv
 
 
-def compare(compute: Callable[[Tensor], Tensor], model: Llama, runtime: str, max_batch: int) -> Parity:
-    """Run random prompts of `LENGTHS` through ``compute`` (ids [batch, length] -> KV [batch, ...]) and the torch module."""
+def compare(compute: Callable[[Tensor], Tensor], model: Llama, runtime: str, max_batch: int,
+            max_tokens: int = max(LENGTHS)) -> Parity:
+    """Run random prompts of `LENGTHS`, as far as allowed, through ``compute`` (ids [batch, length] -> KV [batch, ...]) and the torch module."""
     generator = torch.Generator().manual_seed(0)
-    lengths = [min(length, model.base.max_context - 2) for length in LENGTHS]
+    lengths = [min(length, max_tokens, model.base.max_context - 2) for length in LENGTHS]
     prompts = [torch.randint(model.base.vocab, (length,), generator=generator) for length in lengths]
     expected = [torch_kv(model, ids) for ids in prompts]
     worst = 0.0
