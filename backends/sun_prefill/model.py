@@ -72,7 +72,7 @@ class TritonPythonModel:
 
 def executor(place: Place, settings: Settings, task, model):
     """The executor that the parameter names; None for torch's own, which needs nothing."""
-    from sun.prefill.exported import kv_model
+    from sun.prefill.exported import checkpoint_of, kv_model
     from sun.prefill.onnx import OnnxExecutor
     from sun.prefill.padded import PaddedExecutor
     from sun_triton.exported import ExportedModel
@@ -81,7 +81,8 @@ def executor(place: Place, settings: Settings, task, model):
         case "torch":
             return None
         case "onnx":
-            return OnnxExecutor(place.version_dir, model.base, task, settings.threads)
+            checkpoint = checkpoint_of(place.base_dir, place.version_dir, task)
+            return OnnxExecutor(place.version_dir, checkpoint, model.base, task, settings.threads)
         case "triton":
             name = kv_model(task.name)
             return PaddedExecutor(ExportedModel(name), place.repository / name / "1", model.base, task)

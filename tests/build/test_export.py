@@ -11,6 +11,7 @@ import torch
 from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from typer.testing import CliRunner
 
@@ -25,7 +26,7 @@ from sun.messages import Admit
 from sun.model.loading import load_decode, load_prefill
 from sun.model.manifest import BaseManifest
 from sun.prefill.engine import PrefillEngine
-from sun.prefill.exported import INPUT, OUTPUT, ExportManifest
+from sun.prefill.exported import INPUT, OUTPUT, ExportManifest, checkpoint_of
 from sun.prefill.onnx import OnnxExecutor, session
 from sun.prefill.padded import PaddedExecutor
 from sun.text.prompt import PromptSettings
@@ -77,9 +78,9 @@ def engine(root: Path, executor: str, **settings) -> PrefillEngine:
     task, model = load_prefill(root / "build" / "base", folder)
     made = None
     if executor == "onnx":
-        made = OnnxExecutor(folder, model.base, task)
+        made = OnnxExecutor(folder, checkpoint_of(root / "build" / "base", folder, task), model.base, task)
     if executor == "triton":
-        loaded = session(folder / "model.onnx", 1)
+        loaded, _ = session(folder / "model.onnx", 1)
         made = PaddedExecutor(lambda ids: torch.from_numpy(loaded.run([OUTPUT], {INPUT: ids.numpy()})[0]), folder, model.base, task)
     return PrefillEngine(model, task, Inline(), executor=made, **settings)
 
@@ -125,6 +126,21 @@ def test_greedy_tokens_after_every_producer_are_those_after_torch(root, executor
     within(decode.close)
     for i in range(len(PROMPTS)):
         assert len(tokens[f"torch {i}"]) == 12 and tokens[f"{executor} {i}"] == tokens[f"torch {i}"]
+
+
+def test_an_export_that_merged_nothing_uses_the_weights_from_the_base(tmp_path):
+    root = make_root(tmp_path / "root", "qwen2")
+    export(root, "--executor", "onnx", "--lora", "separate")
+    wanted, got = (kv(shipments(root, name, PROMPTS[2:3])[0]) for name in ("torch", "onnx"))
+    assert torch.allclose(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+    # They are not read from the file: the base's come to another KV.
+    base = root / "build" / "base" / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(base).items()}
+    for name in tensors:
+        tensors[name] *= 2 if name.endswith("k_proj.weight") else 1
+    save_file(tensors, base.with_name("other"))
+    base.with_name("other").replace(base)
+    assert not torch.allclose(kv(shipments(root, "onnx", PROMPTS[2:3])[0]), wanted, rtol=0, atol=0.1)
 
 
 def test_an_export_for_triton_is_an_entry_whose_file_has_the_adapter_by_name(tmp_path):

@@ -31,7 +31,7 @@ from sun.prefill.onnx import session
 
 class TritonPythonModel:
     def initialize(self, args):
-        self.session = session(Path(args["model_repository"]) / args["model_version"] / "model.onnx", 1)
+        self.session = session(Path(args["model_repository"]) / args["model_version"] / "model.onnx", 1)[0]
 
     def execute(self, requests):
         answers = []
@@ -56,7 +56,7 @@ def root(tmp_path_factory) -> Path:
     for name in TASKS:
         add_task(models, folder / "base", name, tiny.adapter(folder / "adapter", folder / "base"))
     shutil.rmtree(models / "decode_1")
-    manifest = Export(models, folder / "base", "triton", gpu=False).onnx(models)
+    manifest = Export(models, folder / "base", "triton", merged=False, gpu=False).onnx(models)
     # The other has the same weights: a second export would give the same file.
     shutil.copytree(models / "kv_triton" / "1", models / "prefill_onnx" / "1", dirs_exist_ok=True)
     msgspec.structs.replace(manifest, task="onnx").save(models / "prefill_onnx" / "1")

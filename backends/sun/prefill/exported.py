@@ -20,6 +20,11 @@ def kv_model(task: str) -> str:
     return f"kv_{task}"
 
 
+def checkpoint_of(base_dir: str | Path, task_dir: str | Path, task: TaskManifest) -> Path:
+    """The folder of the checkpoint that a task's module is made of: its own if its weights are full ones, else the base's."""
+    return Path(task_dir if task.weights == "full" else base_dir)
+
+
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far an export's KV is from the float32 torch module's. runtime: what ran it. max_error, largest: of |difference| and of |KV|."""
 

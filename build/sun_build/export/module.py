@@ -12,6 +12,7 @@ from sun.model.llama import LINEARS, Llama
 from sun.model.loading import load_prefill
 from sun.model.manifest import BaseManifest, TaskManifest
 from sun.model.weights import Linear, load_lora, map_checkpoint
+from sun.prefill.exported import checkpoint_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LORA = ("lora_A", "lora_B")
@@ -53,7 +54,7 @@ class PrefillModule(nn.Module):
     def load(cls, base_dir: str | Path, task_dir: str | Path, dtype: str = "fp32", merged: bool = True) -> tuple[TaskManifest, PrefillModule]:
         """A task's module from its folder. Raises ValueError as `load_prefill` does."""
         task, checked = load_prefill(base_dir, task_dir)
-        tensors = map_checkpoint(task_dir if task.weights == "full" else base_dir)
+        tensors = map_checkpoint(checkpoint_of(base_dir, task_dir, task))
         tensors.pop("lm_head.weight", None)  # prefill computes no logits
         lora = load_lora(task_dir) if task.weights == "lora" else {}
         last = f"layers.{checked.geometry.layers - 1}."

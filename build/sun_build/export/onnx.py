@@ -92,5 +92,5 @@ def measured(path: Path, module: PrefillModule, model: Llama, dtype: str, max_ba
     if dtype == "bf16":
         with torch.inference_mode():
             return parity.compare(module, model, "torch", max_batch)
-    loaded = session(path, threads=1)
+    loaded, _ = session(path, threads=1)
     return parity.compare(lambda ids: torch.from_numpy(loaded.run([OUTPUT], {INPUT: ids.numpy()})[0]), model, f"onnxruntime {version_of('onnxruntime')}", max_batch)
