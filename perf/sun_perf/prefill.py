@@ -56,8 +56,11 @@ def run_of(base_dir: Path, task_dir: Path, folder: Path | None, threads: int) ->
 def memory_mb(base_dir: Path, task_dir: Path, folder: Path | None, threads: int, tokens: int) -> float:
     """MB of its own that a process takes for loading and a run of ``tokens``; in a process without a past."""
     before = own_mb()
-    run_of(base_dir, task_dir, folder, threads)([1] * tokens)
-    return round(own_mb() - before, 1)
+    run = run_of(base_dir, task_dir, folder, threads)
+    run([1] * tokens)
+    taken = own_mb() - before
+    del run  # held until here: what it loaded is what is weighed
+    return round(taken, 1)
 
 
 def alone(call: Callable[..., T], *arguments, **more) -> T:
