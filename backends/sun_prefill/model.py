@@ -21,6 +21,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     scheme: of the linear layers, "fp32" or "int8". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
+
+    executor: what runs a pass: "torch", "onnx" (the task's exported module, here) or "triton" (exported, as the model `kv_<task>`).
     """
 
     token_budget: int = 512
@@ -31,6 +33,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
+    executor: str = "torch"
 
 
 class TritonPythonModel:
@@ -57,7 +60,8 @@ class TritonPythonModel:
         if settings.transport not in ("shm", "inline"):
             raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
         self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
-        self.engine = PrefillEngine(model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens)
+        self.engine = PrefillEngine(
+            model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens, executor(place, settings, task, model))
         # glibc keeps the float32 copies that packing went through.
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -77,6 +81,27 @@ class TritonPythonModel:
         self.engine.close()
         if isinstance(self.transport, Shm):
             self.transport.close()
+
+
+def executor(place: Place, settings: Settings, task, model):
+    """The executor that the parameter names; None for torch's own, which needs nothing."""
+    if settings.executor == "torch":
+        return None
+    if settings.scheme != "fp32":
+        raise ValueError(f"config.pbtxt of {place.name}: parameters: scheme {settings.scheme} runs in torch, and executor is {settings.executor!r}")
+    from sun.prefill.exported import checkpoint_of, kv_model
+    from sun.prefill.onnx import OnnxExecutor
+    from sun.prefill.padded import PaddedExecutor
+    from sun_triton.exported import ExportedModel
+
+    match settings.executor:
+        case "onnx":
+            checkpoint = checkpoint_of(place.base_dir, place.version_dir, task)
+            return OnnxExecutor(place.version_dir, checkpoint, model.base, task, settings.threads)
+        case "triton":
+            name = kv_model(task.name)
+            return PaddedExecutor(ExportedModel(name), place.repository / name / "1", model.base, task)
+    raise ValueError(f"config.pbtxt of {place.name}: parameters: executor is {settings.executor!r}, expected torch, onnx or triton")
 
 
 def answer(sender, future) -> None:

@@ -37,7 +37,7 @@ class Doctor:
     @property
     def checks(self) -> list[Callable[[], Iterator[Finding]]]:
         """All checks, in the order of what needs what."""
-        return [self.python, self.triton, self.base, self.tasks, self.shared_memory, self.memory, self.listening, self.processor, self.formats, self.gpu]
+        return [self.python, self.triton, self.base, self.tasks, self.shared_memory, self.memory, self.listening, self.processor, self.formats, self.exports, self.gpu]
 
     def run(self) -> Iterator[Finding]:
         """Findings as they come; a check that fails itself is one."""
@@ -156,6 +156,14 @@ class Doctor:
                 yield Finding(f"format {scheme}", "warning", f"does not run here: {why}", "use another scheme")
             else:
                 yield Finding(f"format {scheme}", "ok", "runs here")
+
+    def exports(self) -> Iterator[Finding]:
+        """What `sun export` makes here; none of it is needed to serve."""
+        from sun_build.export import onnx, tensorrt
+
+        lacks = {"onnx": onnx.missing(), "tensorrt": tensorrt.missing()}
+        for format, lack in lacks.items():
+            yield Finding(f"export {format}", "ok", f"not here: {lack}" if lack else "runs here")
 
     def gpu(self) -> Iterator[Finding]:
         """Whether there is one; nothing here needs it."""

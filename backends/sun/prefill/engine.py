@@ -5,63 +5,18 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from sun.handoff.kv import kv_tensor
 from sun.handoff.ticket import describe
-from sun.handoff.transport import Publication, Transport
+from sun.handoff.transport import Transport
 from sun.model.llama import Llama
 from sun.model.manifest import TaskManifest
 from sun.model.quantise import FULL
+from sun.prefill.executor import Executor, TorchExecutor
+from sun.prefill.jobs import Chunk, Job, plan, plan_whole
 from sun.prefill.prefix_cache import BLOCK, PrefixCache
-
-
-@dataclass(eq=False)  # a job is itself alone: comparing tensors of different prompts raises
-class Job:
-    """One prompt on its way: ``done`` of its ``ids`` have their K and V in ``kv``, or the first of them in ``prefix`` until there is one."""
-
-    ids: Tensor
-    future: Future[list[bytes]]
-    done: int = 0
-    prefix: list[Tensor] | None = None
-    publication: Publication | None = None
-    kv: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    @property
-    def left(self) -> int:
-        """Tokens still to run."""
-        return len(self.ids) - self.done
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Tokens ``job.ids[job.done : job.done + size]`` in one pass."""
-
-    job: Job
-    size: int
-
-
-def plan(jobs: deque[Job], budget: int) -> list[Chunk]:
-    """Split a pass of ``budget`` tokens: the oldest prompt first, but only half of it while others wait.
-
-    So a long prompt always advances and short ones behind it need not wait for its end.
-    """
-    chunks: list[Chunk] = []
-    left = budget
-    for job in jobs:
-        share = (budget + 1) // 2 if not chunks and len(jobs) > 1 else left
-        size = min(job.left, share, left)
-        chunks.append(Chunk(job, size))
-        left -= size
-        if left <= 0:
-            break
-    if left > 0 and chunks and chunks[0].size < chunks[0].job.left:
-        chunks[0] = Chunk(chunks[0].job, min(chunks[0].job.left, chunks[0].size + left))
-    return chunks
 
 
 class PrefillEngine:
@@ -69,15 +24,18 @@ class PrefillEngine:
 
     model: its linear layers are packed in place if its scheme is a low-bit one. task: as tickets are to carry it.
     token_budget: most tokens in one pass; longer prompts are processed in chunks of it. prefix_tokens: see `PrefixCache`.
+    executor: what runs a pass in place of torch. One that does not continue gets whole prompts, and the cache stays empty.
     """
 
     def __init__(self, model: Llama, task: TaskManifest, transport: Transport, token_budget: int = 512, threads: int | None = None,
-                 prefix_tokens: int = 0):
-        if model.scheme != FULL:
+                 prefix_tokens: int = 0, executor: Executor | None = None):
+        if executor is None and model.scheme != FULL:
             from sun.prefill.integer import pack_linears  # here, because numba takes memory that a float32 module has no use for
 
             pack_linears(model)
-        self.cache = PrefixCache(prefix_tokens)
+        self.executor = executor or TorchExecutor(model)
+        self.cache = PrefixCache(prefix_tokens if self.executor.continues else 0)
+        self._plan = plan if self.executor.continues else plan_whole
         self.model, self.task, self.transport = model, task, transport
         self.token_budget, self.threads = token_budget, threads
         self._jobs: deque[Job] = deque()
@@ -89,11 +47,12 @@ class PrefillEngine:
     def submit(self, ids: list[int]) -> Future[list[bytes]]:
         """Queue token ids x1..x(n-1) (none is legal: n = 1); the future gives the shipment.
 
-        Raises ValueError naming the limit for ids outside the vocabulary or a prompt past the context.
+        Raises ValueError naming the limit for ids outside the vocabulary or a prompt past the context, or past what the executor runs.
         """
         base = self.model.base
-        if len(ids) > base.max_context - 2:
-            raise ValueError(f"input_ids: {len(ids)} tokens, the limit is {base.max_context - 2}")
+        most = min(base.max_context - 2, self.executor.max_tokens or base.max_context)
+        if len(ids) > most:
+            raise ValueError(f"input_ids: {len(ids)} tokens, the limit is {most}")
         if ids and not (0 <= min(ids) and max(ids) < base.vocab):
             raise ValueError(f"input_ids: token ids must be 0 to {base.vocab - 1}")
         job = Job(torch.tensor(ids, dtype=torch.int64), Future())
@@ -121,7 +80,7 @@ class PrefillEngine:
                     return
                 for job in self._jobs:
                     self._match(job)
-                chunks = plan(self._jobs, self.token_budget)
+                chunks = self._plan(self._jobs, self.token_budget)
             chunks = [chunk for chunk in chunks if self._reserve(chunk.job)]
             try:
                 self._pass(chunks)
@@ -178,37 +137,6 @@ class PrefillEngine:
         chunks = [chunk for chunk in chunks if chunk.size]
         if not chunks:
             return
-        ids = torch.cat([c.job.ids[c.job.done : c.job.done + c.size] for c in chunks])
-        positions = torch.cat([torch.arange(c.job.done, c.job.done + c.size) for c in chunks])
-        sizes = [c.size for c in chunks]
-
-        def keep(layer: int, k: Tensor, v: Tensor) -> None:
-            for chunk, new_k, new_v in zip(chunks, k.split(sizes), v.split(sizes), strict=True):
-                at = slice(chunk.job.done, chunk.job.done + chunk.size)
-                chunk.job.kv[layer, 0, :, at] = new_k.transpose(0, 1)
-                chunk.job.kv[layer, 1, :, at] = new_v.transpose(0, 1)
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keep(layer, k, v)
-            rows = []
-            for chunk, chunk_q, mask in zip(chunks, q.split(sizes), masks, strict=True):
-                until = chunk.job.done + chunk.size
-                keys, values = chunk.job.kv[layer, :, :, :until].unbind(0)
-                out = F.scaled_dot_product_attention(
-                    chunk_q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0),
-                    attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-                rows.append(out.squeeze(0).transpose(0, 1).flatten(1))
-            return torch.cat(rows)
-
-        masks = [self._mask(c) for c in chunks]
-        self.model.fill(ids, positions, attend, keep)
+        self.executor.run(chunks)
         for chunk in chunks:
             chunk.job.done += chunk.size
-
-    @staticmethod
-    def _mask(chunk: Chunk) -> Tensor | None:
-        """A later chunk sees all before it; a first chunk is plainly causal, which needs no mask."""
-        if chunk.job.done == 0:
-            return None
-        until = chunk.job.done + chunk.size
-        return torch.arange(until) <= torch.arange(chunk.job.done, until).unsqueeze(1)

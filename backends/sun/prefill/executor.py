@@ -1,0 +1,69 @@
+"""One prefill pass. A device, or a runtime, is one implementation of `Executor`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sun.model.llama import Llama
+from sun.prefill.jobs import Chunk
+
+
+class Executor(Protocol):
+    """Runs tokens of prompts through a task's prefill module.
+
+    continues: whether it can go on behind K and V that are there. If not, it gets whole prompts only: long ones are not cut into
+    chunks, and no beginnings are kept. max_tokens: the longest prompt that it runs; 0 is as long as the base's context.
+    """
+
+    continues: bool
+    max_tokens: int
+
+    def run(self, chunks: list[Chunk]) -> None:
+        """Write K and V of each chunk's tokens, of which there is at least one, to their place in its job's ``kv``."""
+
+
+class TorchExecutor:
+    """Plain torch in float32 on the CPU: weights memory-mapped and shared with every process on the host. All chunks run as one."""
+
+    continues = True
+    max_tokens = 0
+
+    def __init__(self, model: Llama):
+        self.model = model
+
+    def run(self, chunks: list[Chunk]) -> None:
+        """See `Executor.run`."""
+        ids = torch.cat([c.ids for c in chunks])
+        positions = torch.cat([torch.arange(c.job.done, c.until) for c in chunks])
+        sizes = [c.size for c in chunks]
+
+        def keep(layer: int, k: Tensor, v: Tensor) -> None:
+            for chunk, new_k, new_v in zip(chunks, k.split(sizes), v.split(sizes), strict=True):
+                at = slice(chunk.job.done, chunk.until)
+                chunk.job.kv[layer, 0, :, at] = new_k.transpose(0, 1)
+                chunk.job.kv[layer, 1, :, at] = new_v.transpose(0, 1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keep(layer, k, v)
+            rows = []
+            for chunk, chunk_q, mask in zip(chunks, q.split(sizes), masks, strict=True):
+                keys, values = chunk.job.kv[layer, :, :, : chunk.until].unbind(0)
+                out = F.scaled_dot_product_attention(
+                    chunk_q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0),
+                    attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+                rows.append(out.squeeze(0).transpose(0, 1).flatten(1))
+            return torch.cat(rows)
+
+        masks = [self._mask(c) for c in chunks]
+        self.model.fill(ids, positions, attend, keep)
+
+    @staticmethod
+    def _mask(chunk: Chunk) -> Tensor | None:
+        """A later chunk sees all before it; a first chunk is plainly causal, which needs no mask."""
+        if chunk.job.done == 0:
+            return None
+        return torch.arange(chunk.until) <= torch.arange(chunk.job.done, chunk.until).unsqueeze(1)

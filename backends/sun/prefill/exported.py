@@ -1,0 +1,74 @@
+"""What an exported prefill module says about itself: `export.json` beside the ONNX file or TensorRT plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from sun.model.manifest import BaseManifest, TaskManifest
+
+EXPORT_FILE = "export.json"
+ONNX_FILE, PLAN_FILE = "model.onnx", "model.plan"
+INPUT, OUTPUT = "input_ids", "kv"
+"""The graph's tensors: token ids [batch, length] int64, padded on the right; K and V [batch, layers, 2, kv_heads, length, head_dim]
+float32, keys after RoPE. Attention is causal, so padding changes nothing of what stands before it; the KV of padding means nothing."""
+
+
+def kv_model(task: str) -> str:
+    """The name of a task's exported module as a Triton model."""
+    return f"kv_{task}"
+
+
+def checkpoint_of(base_dir: str | Path, task_dir: str | Path, task: TaskManifest) -> Path:
+    """The folder of the checkpoint that a task's module is made of: its own if its weights are full ones, else the base's."""
+    return Path(task_dir if task.weights == "full" else base_dir)
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far an export's KV is from the float32 torch module's. runtime: what ran it. max_error, largest: of |difference| and of |KV|."""
+
+    runtime: str
+    tokens: int
+    max_error: float
+    largest: float
+
+
+class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One export. Base, task and weights digest are the task's own when it was exported, so that a stale one is found out.
+
+    format: "onnx" or "tensorrt". dtype: of linear layers and attention. lora: "merged", "separate" or "none". max_batch, max_tokens:
+    the largest batch and the longest prompt (0: no limit of its own). parity: None if nothing here could run it. versions: of what made it.
+    """
+
+    format: str
+    task: str
+    base_digest: str
+    weights_digest: str
+    dtype: str
+    lora: str
+    opset: int
+    max_batch: int
+    max_tokens: int = 0
+    parity: Parity | None = None
+    versions: dict[str, str] = {}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ExportManifest:
+        """Read ``export.json``; FileNotFoundError says how to make one."""
+        path = Path(folder) / EXPORT_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"no exported prefill module at {folder}: make one with `sun export`")
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+    def save(self, folder: Path) -> None:
+        """Write ``export.json``."""
+        (folder / EXPORT_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+
+    def check(self, base: BaseManifest, task: TaskManifest) -> None:
+        """Raise ValueError naming the field by which this is not an export of ``task`` as it is now."""
+        expected = {"task": task.name, "base_digest": base.digest, "weights_digest": task.weights_digest}
+        for field, value in expected.items():
+            got = getattr(self, field)
+            if got != value:
+                raise ValueError(f"{EXPORT_FILE} {field}: is {got!r}, the task's is {value!r}: export it again with `sun export`")

@@ -1,0 +1,55 @@
+"""Executor ``triton``: batches of padded prompts through a model that Triton itself serves, in ONNX Runtime or as a TensorRT plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sun.model.manifest import BaseManifest, TaskManifest
+from sun.prefill.exported import ExportManifest
+from sun.prefill.jobs import Chunk
+
+Compute = Callable[[Tensor], Tensor]
+"""Token ids [batch, length] -> K and V [batch, layers, 2, kv_heads, length, head_dim]; see `sun.prefill.exported`."""
+
+
+def batches(chunks: list[Chunk], most: int) -> Iterator[list[Chunk]]:
+    """Chunks of similar lengths together, so that little is padding: at most ``most``, and none shorter than half of the longest."""
+    batch: list[Chunk] = []
+    for chunk in sorted(chunks, key=lambda chunk: -chunk.size):
+        if batch and (len(batch) == most or 2 * chunk.size < batch[0].size):
+            yield batch
+            batch = []
+        batch.append(chunk)
+    if batch:
+        yield batch
+
+
+class PaddedExecutor:
+    """Pads whole prompts to batches and computes them elsewhere.
+
+    folder: of the exported model, for its `export.json`, whose limits hold. Raises ValueError if it is not one of the task's weights.
+    """
+
+    continues = False
+
+    def __init__(self, compute: Compute, folder: str | Path, base: BaseManifest, task: TaskManifest):
+        exported = ExportManifest.load(folder)
+        exported.check(base, task)
+        self.compute, self.max_batch, self.max_tokens = compute, exported.max_batch, exported.max_tokens
+
+    def run(self, chunks: list[Chunk]) -> None:
+        """See `Executor.run`."""
+        for batch in batches(chunks, self.max_batch):
+            ids = torch.zeros(len(batch), batch[0].size, dtype=torch.int64)
+            for row, chunk in zip(ids, batch, strict=True):
+                row[: chunk.size] = chunk.ids
+            kv = self.compute(ids)
+            expected = (len(batch), *batch[0].job.kv.shape)
+            if kv.shape != expected or kv.dtype is not torch.float32:
+                raise RuntimeError(f"the exported model gave {list(kv.shape)} {kv.dtype}, expected {list(expected)} torch.float32")
+            for row, chunk in zip(kv, batch, strict=True):
+                chunk.job.kv.copy_(row[..., : chunk.size, :])
