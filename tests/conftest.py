@@ -14,6 +14,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where tests of the CUDA executor run: without a GPU, its kernels run in Triton's interpreter."""
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which transformers may do
 # Deadlines are timed assertions; a busy machine would fail them. The same examples every run: a failure is a change's, not the day's.
 settings.register_profile("tests", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")

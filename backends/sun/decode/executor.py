@@ -16,7 +16,7 @@ class Executor(Protocol):
     """Runs one token of each sequence through the decode module."""
 
     def step(self, tokens: list[int], positions: list[int], slots: list[Slot]) -> Tensor:
-        """Logits [batch, vocab] float32 of ``tokens`` [batch] at ``positions`` [batch].
+        """Logits [batch, vocab] float32, on the executor's device, of ``tokens`` [batch] at ``positions`` [batch].
 
         Writes each token's K and V at its position of its slot and attends to all up to it. A slot may come several times,
         in the order of its positions.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sun.decode.params import SamplingParams
+if TYPE_CHECKING:
+    from sun.decode.params import SamplingParams
 
 NUCLEUS = 1024
 """How many of the likeliest tokens are sorted before top_p (or a larger top_k) asks for more: a full sort costs milliseconds."""

@@ -1,0 +1,136 @@
+"""Linear layers as a GPU runs them: weights in a number format, packed once on the device. A format is one class in `FORMATS`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sun.decode.cuda.linear_kernel import STEP, run, tile_for
+from sun.model.quantise import FINE, GROUP, Codes, int4_codes, row_scale
+
+
+class Format(Protocol):
+    """Parts [parts, batch, out], whose sum is y, of x [batch, in], without the bias; x in the executor's dtype.
+
+    Made of a weight [out, in] on the device, the executor's dtype, and the layer's integer codes where its scheme has some.
+    parts: how many. nbytes: of the weights as they lie, scales included: what a step reads of them.
+    """
+
+    parts: int
+    nbytes: int
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None): ...
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    @staticmethod
+    def missing(device: torch.device) -> str | None:
+        """Why ``device`` cannot run it; None if it can."""
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether it takes a weight of this size; other layers stay dense."""
+
+
+class Dense:
+    """Weights in the executor's dtype, by cuBLAS; bf16's sums come in float32."""
+
+    parts = 1
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
+        self.weight, self.nbytes = weight.to(dtype), weight.numel() * dtype.itemsize
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Format`."""
+        if x.is_cuda and x.dtype is not torch.float32:
+            return torch.mm(x, self.weight.t(), out_dtype=torch.float32)[None]
+        return F.linear(x, self.weight)[None]
+
+    @staticmethod
+    def missing(device: torch.device) -> str | None:
+        """Runs on all that have bf16: compute capability 8.0."""
+        return capability_missing(device, (8, 0))
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Any."""
+        return True
+
+
+class Int8:
+    """8-bit integers with one scale per output row. Inputs stay as they are, but for what they are divided by first (``codes.smooth``)."""
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
+        outputs, inputs = weight.shape
+        levels, smooth = (codes.levels, codes.smooth) if codes else (FINE, None)
+        weight = weight.float() if smooth is None else weight.float() * smooth.to(weight.device)
+        scale = row_scale(weight, levels)
+        integers = (weight / scale).round().clamp(-levels, levels).to(torch.int8)
+        self.codes = integers.view(outputs, inputs // STEP, STEP).transpose(0, 1).contiguous()
+        # Powers of two, so that multiplying is as exact as dividing.
+        self.scales, self.columns = scale.flatten(), None if smooth is None else (1 / smooth).to(weight.device)
+        self.outputs, self.tile = outputs, tile_for(outputs, inputs)
+        self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Format`."""
+        return run(x, self.codes, self.scales, None, self.columns, self.outputs, self.tile)
+
+    @staticmethod
+    def missing(device: torch.device) -> str | None:
+        """As `Dense`."""
+        return capability_missing(device, (8, 0))
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whole steps of inputs."""
+        return weight.shape[1] % STEP == 0
+
+
+class Int4:
+    """4-bit weights in groups of `GROUP` with a scale and a zero point each: 5 bits a weight. Inputs stay as they are.
+
+    Scales are float16 beside bf16 inputs (at bf16's 8 bits they would add to the error of the codes), else float32.
+    """
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
+        outputs, inputs = weight.shape
+        integers, scale, low = int4_codes(weight.float())
+        # Steps of two groups [steps, out, 2, 32]: the first one's codes are the low halves of the bytes.
+        pairs = integers.to(torch.uint8).view(outputs, inputs // STEP, 2, GROUP).transpose(0, 1)
+        self.codes = (pairs[:, :, 0] | pairs[:, :, 1] << 4).contiguous()
+        kept = torch.float32 if dtype is torch.float32 else torch.float16
+        self.scales, self.zeros = (part.squeeze(-1).t().contiguous().to(kept) for part in (scale, low + 8 * scale))
+        self.outputs, self.tile = outputs, tile_for(outputs, inputs)
+        self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes + self.zeros.nbytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Format`."""
+        return run(x, self.codes, self.scales, self.zeros, None, self.outputs, self.tile)
+
+    missing, fits = Int8.missing, Int8.fits
+
+
+FORMATS: dict[str, type[Format]] = {"fp32": Dense, "bf16": Dense, "int8": Int8, "int4": Int4}
+"""Scheme -> class of its linear layers. The head has 8 bits in every low-bit scheme, see `sun.model.quantise.codes_for`."""
+
+
+def capability_missing(device: torch.device, least: tuple[int, int]) -> str | None:
+    """Why ``device`` is none of at least this compute capability; the CPU counts as able: Triton's interpreter runs there."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= least:
+        return None
+    return f"needs compute capability {least[0]}.{least[1]}, {torch.cuda.get_device_name(device)} has {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
+
+
+def dtype_of(scheme: str) -> torch.dtype:
+    """What a scheme's activations and K and V are kept in."""
+    return torch.float32 if scheme == "fp32" else torch.bfloat16
+
+
+def pack(weight: Tensor, scheme: str, dtype: torch.dtype, codes: Codes | None = None) -> Format:
+    """A layer's weight [out, in], on its device, by ``scheme``; codes: its integers, if its scheme has them."""
+    kind = FORMATS[scheme] if codes is None else Int8
+    return kind(weight, dtype, codes) if kind.fits(weight) else Dense(weight, dtype)

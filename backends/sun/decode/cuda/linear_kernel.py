@@ -1,0 +1,89 @@
+"""A linear layer whose weights are 8- or 4-bit integers, for few rows, in Triton language: a weight is read once, in its own size.
+
+Codes lie as [inputs / STEP, outputs, bytes]: what one program reads at a time is one piece of memory, whatever its size. The
+weights are the product's left side (y^T = W x^T): Hopper's tensor cores take that side from registers, where it was made of
+its codes, and rows, of which there are few, become the narrow side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sun.decode.cuda.dots import dot_type
+
+STEP = 64
+"""Inputs that a program reads at once: two groups of 4-bit codes, which share bytes."""
+MOST_SPLITS = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a layer is cut: outputs a program, over how many programs its inputs are split, warps, stages of the pipeline that reads ahead."""
+
+    outputs: int
+    splits: int
+    warps: int = 4
+    stages: int = 4
+
+
+def tile_for(outputs: int, inputs: int, processors: int = 132) -> Tile:
+    """About two programs a multiprocessor with eight steps each, by the layer alone: it does not depend on the batch."""
+    width = 64 if outputs <= 16384 else 128
+    tiles, splits = -(-outputs // width), 1
+    while splits < MOST_SPLITS and tiles * splits < 2 * processors and inputs // STEP >= 16 * splits:
+        splits *= 2
+    return Tile(width, splits)
+
+
+@triton.jit(do_not_specialize=["batch"])
+def multiply(x, codes, scales, zeros, columns, parts, batch, inputs, outputs, share,
+             FOUR: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, M: tl.constexpr, DOT: tl.constexpr):
+    """parts [splits, batch, outputs] float32: each the product of x [batch, inputs] with ``share`` steps of the weight's inputs.
+
+    FOUR: codes uint8 [inputs / STEP, outputs, STEP / 2], the low halves of its bytes before the high ones; a weight is
+    (code - 8) scale + zero, both [inputs / 32, outputs]. Otherwise codes int8 [inputs / STEP, outputs, STEP], scales [outputs].
+    COLUMNS: x is first multiplied by columns [inputs]. Grid: (outputs / N, splits, batch / M).
+    """
+    n, split, m = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(1), tl.program_id(2) * M + tl.arange(0, M)
+    HALF: tl.constexpr = STEP // 2
+    WIDTH: tl.constexpr = HALF if FOUR else STEP
+    j = tl.arange(0, WIDTH)
+    there, rows = n < outputs, m < batch
+    acc = tl.zeros([N, M], tl.float32)
+    first = split * share
+    for step in range(first, tl.minimum(first + share, inputs // STEP)):
+        packed = tl.load(codes + (step * outputs + n)[:, None] * WIDTH + j[None, :], mask=there[:, None], other=0)
+        for half in tl.static_range(2 if FOUR else 1):
+            at = step * STEP + half * HALF + j
+            given = tl.load(x + m[None, :] * inputs + at[:, None], mask=rows[None, :], other=0.0)
+            if COLUMNS:
+                given = (given.to(tl.float32) * tl.load(columns + at)[:, None]).to(x.dtype.element_ty)
+            if FOUR:
+                place = (2 * step + half) * outputs + n
+                scale = tl.load(scales + place, mask=there, other=0.0).to(tl.float32)
+                least = tl.load(zeros + place, mask=there, other=0.0).to(tl.float32) - 8.0 * scale
+                weight = ((packed >> (4 * half)) & 15).to(tl.float32) * scale[:, None] + least[:, None]
+                weight = weight.to(x.dtype.element_ty).to(DOT)
+            else:
+                weight = packed.to(DOT)
+            acc = tl.dot(weight, given.to(DOT), acc, input_precision="ieee")
+    if not FOUR:
+        acc = acc * tl.load(scales + n, mask=there, other=0.0)[:, None]
+    tl.store(parts + (split * batch + m)[None, :] * outputs + n[:, None], acc, mask=there[:, None] & rows[None, :])
+
+
+def run(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, columns: Tensor | None, outputs: int, tile: Tile) -> Tensor:
+    """Parts [splits, batch, outputs] float32 of x [batch, inputs]; with ``zeros`` the codes have 4 bits. See `multiply`."""
+    batch, inputs = x.shape
+    rows = min(64, max(16, triton.next_power_of_2(batch)))
+    parts = torch.empty(tile.splits, batch, outputs, dtype=torch.float32, device=x.device)
+    multiply[triton.cdiv(outputs, tile.outputs), tile.splits, triton.cdiv(batch, rows)](
+        x, codes, scales, zeros, columns, parts, batch, inputs, outputs, triton.cdiv(inputs // STEP, tile.splits),
+        FOUR=zeros is not None, COLUMNS=columns is not None, STEP=STEP, N=tile.outputs, M=rows, DOT=dot_type(x.dtype),
+        num_warps=tile.warps, num_stages=tile.stages)
+    return parts
