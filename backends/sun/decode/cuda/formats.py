@@ -77,7 +77,7 @@ class Int8:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Format`."""
-        return run(x, self.codes, self.scales, None, self.columns, self.outputs, self.tile)
+        return run(x, self.codes, self.scales, self.columns, self.outputs, self.tile)
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
@@ -91,10 +91,7 @@ class Int8:
 
 
 class Int4:
-    """4-bit weights in groups of `GROUP` with a scale and a zero point each: 5 bits a weight. Inputs stay as they are.
-
-    Scales are float16 beside bf16 inputs (at bf16's 8 bits they would add to the error of the codes), else float32.
-    """
+    """4-bit weights in groups of `GROUP` with a scale and a zero point each, both float16: 5 bits a weight. Inputs stay as they are."""
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
         outputs, inputs = weight.shape
@@ -102,14 +99,14 @@ class Int4:
         # Steps of two groups [steps, out, 2, 32]: the first one's codes are the low halves of the bytes.
         pairs = integers.to(torch.uint8).view(outputs, inputs // STEP, 2, GROUP).transpose(0, 1)
         self.codes = (pairs[:, :, 0] | pairs[:, :, 1] << 4).contiguous()
-        kept = torch.float32 if dtype is torch.float32 else torch.float16
-        self.scales, self.zeros = (part.squeeze(-1).t().contiguous().to(kept) for part in (scale, low + 8 * scale))
+        # [groups, out, 2] of 16 bits, each pair read as one word.
+        self.scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).to(torch.float16).contiguous().view(torch.uint32)
         self.outputs, self.tile = outputs, tile_for(outputs, inputs)
-        self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes + self.zeros.nbytes
+        self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Format`."""
-        return run(x, self.codes, self.scales, self.zeros, None, self.outputs, self.tile)
+        return run(x, self.codes, self.scales, None, self.outputs, self.tile)
 
     missing, fits = Int8.missing, Int8.fits
 

@@ -37,16 +37,17 @@ def tile_for(outputs: int, inputs: int, processors: int = 132) -> Tile:
     tiles, splits = -(-outputs // width), 1
     while splits < MOST_SPLITS and tiles * splits < 2 * processors and inputs // STEP >= 16 * splits:
         splits *= 2
-    return Tile(width, splits)
+    return Tile(width, splits, warps=width // 16)
 
 
 @triton.jit(do_not_specialize=["batch"])
-def multiply(x, codes, scales, zeros, columns, parts, batch, inputs, outputs, share,
+def multiply(x, codes, scales, columns, parts, batch, inputs, outputs, share,
              FOUR: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, M: tl.constexpr, DOT: tl.constexpr):
     """parts [splits, batch, outputs] float32: each the product of x [batch, inputs] with ``share`` steps of the weight's inputs.
 
-    FOUR: codes uint8 [inputs / STEP, outputs, STEP / 2], the low halves of its bytes before the high ones; a weight is
-    (code - 8) scale + zero, both [inputs / 32, outputs]. Otherwise codes int8 [inputs / STEP, outputs, STEP], scales [outputs].
+    FOUR: codes uint8 [inputs / STEP, outputs, STEP / 2], the low halves of its bytes before the high ones, and scales uint32
+    [inputs / 32, outputs], the low half of it a float16 scale, the high one a float16 zero: a weight is (code - 8) scale + zero.
+    (A word of 32 bits is the least that is read ahead.) Otherwise codes int8 [inputs / STEP, outputs, STEP], scales float32 [outputs].
     COLUMNS: x is first multiplied by columns [inputs]. Grid: (outputs / N, splits, batch / M).
     """
     n, split, m = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(1), tl.program_id(2) * M + tl.arange(0, M)
@@ -64,9 +65,9 @@ def multiply(x, codes, scales, zeros, columns, parts, batch, inputs, outputs, sh
             if COLUMNS:
                 given = (given.to(tl.float32) * tl.load(columns + at)[:, None]).to(x.dtype.element_ty)
             if FOUR:
-                place = (2 * step + half) * outputs + n
-                scale = tl.load(scales + place, mask=there, other=0.0).to(tl.float32)
-                least = tl.load(zeros + place, mask=there, other=0.0).to(tl.float32) - 8.0 * scale
+                pair = tl.load(scales + (2 * step + half) * outputs + n, mask=there, other=0)
+                scale = (pair & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+                least = (pair >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32) - 8.0 * scale
                 weight = ((packed >> (4 * half)) & 15).to(tl.float32) * scale[:, None] + least[:, None]
                 weight = weight.to(x.dtype.element_ty).to(DOT)
             else:
@@ -77,13 +78,13 @@ def multiply(x, codes, scales, zeros, columns, parts, batch, inputs, outputs, sh
     tl.store(parts + (split * batch + m)[None, :] * outputs + n[:, None], acc, mask=there[:, None] & rows[None, :])
 
 
-def run(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, columns: Tensor | None, outputs: int, tile: Tile) -> Tensor:
-    """Parts [splits, batch, outputs] float32 of x [batch, inputs]; with ``zeros`` the codes have 4 bits. See `multiply`."""
+def run(x: Tensor, codes: Tensor, scales: Tensor, columns: Tensor | None, outputs: int, tile: Tile) -> Tensor:
+    """Parts [splits, batch, outputs] float32 of x [batch, inputs]. See `multiply`."""
     batch, inputs = x.shape
     rows = min(64, max(16, triton.next_power_of_2(batch)))
     parts = torch.empty(tile.splits, batch, outputs, dtype=torch.float32, device=x.device)
     multiply[triton.cdiv(outputs, tile.outputs), tile.splits, triton.cdiv(batch, rows)](
-        x, codes, scales, zeros, columns, parts, batch, inputs, outputs, triton.cdiv(inputs // STEP, tile.splits),
-        FOUR=zeros is not None, COLUMNS=columns is not None, STEP=STEP, N=tile.outputs, M=rows, DOT=dot_type(x.dtype),
+        x, codes, scales, columns, parts, batch, inputs, outputs, triton.cdiv(inputs // STEP, tile.splits),
+        FOUR=codes.dtype is torch.uint8, COLUMNS=columns is not None, STEP=STEP, N=tile.outputs, M=rows, DOT=dot_type(x.dtype),
         num_warps=tile.warps, num_stages=tile.stages)
     return parts
