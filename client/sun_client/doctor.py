@@ -147,19 +147,19 @@ class Doctor:
                       "" if capability != "DEFAULT" else "without AVX2 or better, decoding is several times slower")
 
     def formats(self) -> Iterator[Finding]:
-        """Which decode formats run here."""
-        import torch
+        """Which executors and decode formats run here. The CPU's are needed; a GPU's are for who has one."""
+        from sun.decode.executors import EXECUTORS, formats, why_not
 
-        from sun.decode.packed import pack
-        from sun.model.quantise import FULL, SCHEMES, codes_for
-
-        for scheme in (FULL, *SCHEMES):
-            try:
-                pack(torch.eye(64), scheme, codes_for(scheme, "mlp.up_proj", torch.ones(64)))(torch.ones(2, 64))
-            except Exception as error:
-                yield Finding(f"format {scheme}", "warning", f"does not run here: {error}", "use another scheme")
-            else:
-                yield Finding(f"format {scheme}", "ok", "runs here")
+        for executor in EXECUTORS:
+            if reason := why_not(executor):
+                yield Finding(f"executor {executor}", "ok", f"does not run here: {reason}")
+                continue
+            yield Finding(f"executor {executor}", "ok", "runs here")
+            for scheme, missing in formats(executor).items():
+                if missing:
+                    yield Finding(f"{executor} format {scheme}", "warning" if executor == "cpu" else "ok", f"does not run here: {missing}", "use another scheme")
+                else:
+                    yield Finding(f"{executor} format {scheme}", "ok", "runs here")
 
     def gpu(self) -> Iterator[Finding]:
         """Whether there is one; nothing here needs it."""

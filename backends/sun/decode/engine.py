@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sun.decode.executor import Executor
+from sun.decode.executor import REPLAY_ROWS, Executor
 from sun.decode.kv_pool import KVPool
 from sun.decode.outbox import Outbox
 from sun.decode.sampling import Choice, draw, logprobs, penalise
@@ -23,8 +23,6 @@ from sun.messages import Ack, Admit, Stats, StepEvents, StepRecord, TokenEvent
 from sun.model.manifest import BaseManifest
 
 STEPS_KEPT = 4096
-REPLAY_ROWS = 32
-"""Tokens of a sequence that are replayed between two steps, all at once."""
 
 
 class DecodeEngine:

@@ -11,6 +11,9 @@ from torch import Tensor
 from sun.decode.kv_pool import KVPool, Slot
 from sun.model.llama import Llama
 
+REPLAY_ROWS = 32
+"""Tokens of a sequence that are replayed between two steps, all at once: an executor takes so many at least."""
+
 
 class Executor(Protocol):
     """Runs one token of each sequence through the decode module."""

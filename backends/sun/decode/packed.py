@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sun.decode.kernels import PLAIN, SPLIT, UNIT
-from sun.model.quantise import COARSE, FINE, GROUP, Codes, int4_codes, row_scale
+from sun.model.quantise import COARSE, FINE, GROUP, Codes, codes_for, int4_codes, row_scale
 
 BATCH_HINT = 16
 """oneDNN lays weights out for an expected number of rows; the layout hardly depends on it."""
@@ -98,3 +98,12 @@ def pack(weight: Tensor, scheme: str, codes: Codes | None) -> Packed:
     if scheme == "int4" and codes is None and weight.shape[0] % 16 == 0 and weight.shape[1] % GROUP == 0:
         return Int4(weight)
     return OneDnn(weight) if torch.backends.mkldnn.is_available() else Plain(weight)
+
+
+def why_not(scheme: str) -> str | None:
+    """What keeps a scheme's layers from running here; None if nothing does."""
+    try:
+        pack(torch.eye(64), scheme, codes_for(scheme, "mlp.up_proj", torch.ones(64)))(torch.ones(2, 64))
+    except Exception as error:  # whatever it is, this machine's packages or CPU are the cause
+        return str(error)
+    return None
