@@ -35,7 +35,7 @@ def test_a_smoke_run_checks_and_times_every_part(tmp_path: Path):
     assert not made["failed"] and not made["not_run"] and made["interpreted"]
     assert all(check["passed"] for check in made["checks"])
     assert [(row["scheme"], row["batch"]) for scheme in ("bf16", "int4") for row in made[f"steps_{scheme}"]] == [("bf16", 2), ("int4", 2)]
-    assert [row["system"] for row in made["systems"]] == ["sun", "qsun", "conventional"]
+    assert [(row["system"], row["scheme"]) for row in made["systems"]] == [("sun", "bf16"), ("qsun", "int4"), ("conventional", "bf16")]
     assert "its times mean nothing" in done.stdout and "A decode step" in done.stdout
 
 

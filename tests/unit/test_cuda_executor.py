@@ -9,21 +9,18 @@ from ..conftest import DEVICE
 
 pytest.importorskip("triton", reason="needs the triton package; its interpreter needs no GPU")
 
-from sun.decode.cuda.decoder import dummy, of_model, reference
+from sun.decode.cuda.decoder import of_model, reference
 from sun.decode.cuda.executor import CudaExecutor
 from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
+from sun.model.llama import Llama
 from sun.model.loading import load_decode
-
-from . import tiny
+from sun.model.quantise import groups, quantise
+from sun_perf.gpu.checks import random_tensors
+from sun_perf.gpu.plan import TINY
 
 CONTEXTS = (1, 130, 64)
 STEPS = 2
-
-
-@pytest.fixture(scope="module", params=["llama3", "qwen2", "qwen3"])
-def any_base(request, bases):
-    return bases(request.param)
 
 
 def decoded(base_dir, scheme: str, dtype=torch.float32, rows=tuple(range(len(CONTEXTS))), plain: bool = False) -> torch.Tensor:
@@ -38,10 +35,25 @@ def decoded(base_dir, scheme: str, dtype=torch.float32, rows=tuple(range(len(CON
         executor.step([3 * r + t for r in rows], [CONTEXTS[r] - 1 + t for r in rows], [slots[r] for r in rows]).cpu().clone() for t in range(STEPS)])
 
 
-def test_float32_agrees_with_plain_torch(any_base):
-    torch.testing.assert_close(decoded(any_base, "fp32"), decoded(any_base, "fp32", plain=True), rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3"])
+def test_float32_agrees_with_plain_torch(bases, kind):
+    torch.testing.assert_close(decoded(bases(kind), "fp32"), decoded(bases(kind), "fp32", plain=True), rtol=1e-4, atol=1e-4)
 
 
-def test_bf16_agrees_with_plain_torch_up_to_its_rounding(any_base):
-    got, expected = decoded(any_base, "bf16", torch.bfloat16), decoded(any_base, "fp32", plain=True)
+def test_bf16_agrees_with_plain_torch_up_to_its_rounding(bases):
+    got, expected = decoded(bases("llama3"), "bf16", torch.bfloat16), decoded(bases("llama3"), "fp32", plain=True)
     assert (got - expected).pow(2).mean().sqrt() < 0.03 * expected.std()
+
+
+# bf16 has 8 bits for what lies between layers; the reference also rounds int8's inputs.
+@pytest.mark.parametrize("scheme, share", [("int8", 0.06), ("int4", 0.03)])
+def test_a_low_bit_module_agrees_with_its_reference(scheme, share):
+    tensors = random_tensors(TINY)
+    ranges = {group[0].removeprefix("model."): torch.rand(tensors[f"{group[0]}.weight"].shape[1]) + 0.5 for group in groups(tensors)}
+    model, logits = Llama(TINY, quantise(tensors, scheme, ranges), scheme=scheme), []
+    for kind, device, dtype in ((TorchExecutor, "cpu", torch.float32), (None, DEVICE, torch.bfloat16)):
+        pool = KVPool(TINY, 40, device, dtype, spare=1)
+        executor = kind(model, pool) if kind else CudaExecutor(of_model(model, scheme, dtype, torch.device(device)), pool, 4)
+        slots = [pool.take(4) for _ in range(3)]
+        logits.append(torch.stack([executor.step([11 * r + t for r in range(3)], [t] * 3, slots).cpu().clone() for t in range(2)]))
+    assert (logits[0] - logits[1]).pow(2).mean().sqrt() < share * logits[0].std()

@@ -7,8 +7,10 @@ import torch
 
 pytest.importorskip("triton", reason="needs the triton package; its interpreter needs no GPU")
 
-from sun.decode.cuda.formats import Dense, Int4, Int8, pack
+from sun.decode.cuda.formats import Dense, Int4, Int8
+from sun.decode.cuda.fp8 import Fp8
 from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP, tile_for
+from sun.decode.cuda.table import pack
 from sun.model.quantise import COARSE, FINE, Codes, int4, symmetric
 
 from ..conftest import DEVICE
@@ -56,6 +58,13 @@ def test_a_row_does_not_depend_on_its_neighbours(scheme):
     layer, x, others = pack(made(0, OUTPUTS, INPUTS), scheme, torch.bfloat16), *(made(i, 6, INPUTS).to(torch.bfloat16) for i in (1, 3))
     together, others[4] = layer(x), x[4]
     assert torch.equal(layer(others)[:, 4], together[:, 4])
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_fp8_rounds_both_sides_to_four_bits(rows):
+    weight, x = made(0, OUTPUTS, INPUTS), made(1, rows, INPUTS).to(torch.bfloat16)
+    # e4m3 keeps 4 bits: a share of 2^-4 on either side at most, and the signs of a thousand errors are apart.
+    assert 0 < error(Fp8(weight, torch.bfloat16)(x), x, weight) < 2**-6
 
 
 def test_layers_without_whole_steps_stay_dense_and_the_head_has_8_bits():

@@ -50,7 +50,7 @@ def formats(executor: str) -> dict[str, str | None]:
         return {scheme: packed.why_not(scheme) for scheme in (FULL, *SCHEMES)}
     if why_not(executor):
         return {}
-    from sun.decode.cuda.formats import FORMATS
+    from sun.decode.cuda.table import FORMATS
 
     device = torch.device("cuda", torch.cuda.current_device())
     return {scheme: kind.missing(device) for scheme, kind in FORMATS.items()}
@@ -76,7 +76,7 @@ def load(executor: str, base_dir: str | Path, scheme: str, own: Path | None = No
         raise RuntimeError(f"executor: cuda does not run here: {reason}")
     from sun.decode.cuda.decoder import of_model, reference
     from sun.decode.cuda.executor import CudaExecutor
-    from sun.decode.cuda.formats import FORMATS, dtype_of
+    from sun.decode.cuda.table import FORMATS, dtype_of
     from sun.decode.cuda.sampling import choose
 
     if scheme not in FORMATS:

@@ -50,6 +50,18 @@ def device_ms(run: Callable[[], object], device: torch.device, times: int) -> fl
     return start.elapsed_time(end) / times
 
 
+def captured(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """``run`` as one CUDA graph, so that its kernels are timed and not their launches; on the CPU itself."""
+    if device.type != "cuda":
+        return run
+    run()  # compiles what is new, which a capture must not
+    torch.cuda.synchronize(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 @dataclass(frozen=True)
 class Bandwidth:
     """GB/s of device memory: read by a sum, read and written by a copy. The better one is the floor's."""

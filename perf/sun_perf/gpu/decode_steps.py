@@ -1,4 +1,4 @@
-"""A decode step by number format and batch, against the time its bytes take; and what low-bit layers gain, cut in other ways."""
+"""A decode step by number format and batch, against the time its bytes take."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 
 from sun.decode.cuda.decoder import Decoder, dummy
 from sun.decode.cuda.executor import CudaExecutor
-from sun.decode.cuda.formats import dtype_of, pack
-from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP, Tile
 from sun.decode.cuda.sampling import choose
+from sun.decode.cuda.table import dtype_of
 from sun.decode.kv_pool import KVPool
 from sun_perf.gpu.clock import Bandwidth, device_ms, median_ms
 from sun_perf.gpu.plan import Plan
@@ -71,36 +70,3 @@ def steps(plan: Plan, scheme: str, limits: Bandwidth) -> list[dict]:
             "without_graphs_ms": round(without, 3), "tokens_s": round(batch / ms * 1e3, 1), "floor_ms": round(least, 3), "over_floor": round(ms / least, 2),
             "weights_gb": round(decoder.step_bytes / 1e9, 3)})
     return rows
-
-
-def tiles(plan: Plan, scheme: str) -> list[dict]:
-    """The layers of the timed shape cut in several ways: us of the default one and of the fastest, at two sizes of batch."""
-    found, limit = [], plan.batches[-1]
-    for name, (outputs, inputs) in plan.shape.linears.items():
-        weight = torch.randn(outputs, inputs, device=plan.device, dtype=torch.bfloat16)
-        # Two of them by turns do not stay in a cache of 50 MB.
-        layers = [pack(weight, scheme, torch.bfloat16) for _ in range(2)]
-        dense = pack(weight, "bf16", torch.bfloat16)
-        default = layers[0].tile
-        candidates = [default, *(
-            Tile(width, splits, warps, stages) for width, warps in ((64, 4), (128, 8), (128, 4)) for splits in (1, 2, 4, MOST_SPLITS)
-            for stages in (4, 6) if splits <= inputs // STEP)]
-        for rows in sorted({min(16, limit), limit}):
-            x = torch.randn(rows, inputs, device=plan.device, dtype=torch.bfloat16)
-            times = {}
-            for tile in candidates[: None if plan.device.type == "cuda" else 2]:
-                if plan.left_s < 0:
-                    break
-
-                def run(tile: Tile = tile) -> None:
-                    for layer in layers:
-                        layer.tile = tile
-                        layer(x)
-
-                times[tile] = device_ms(run, plan.device, plan.times) / len(layers) * 1e3
-            best = min(times, key=times.__getitem__, default=default)
-            found.append({
-                "scheme": scheme, "layer": name, "outputs": outputs, "inputs": inputs, "rows": rows, "default": str(default),
-                "default_us": round(times.get(default, 0.0), 1), "best": str(best), "best_us": round(times.get(best, 0.0), 1),
-                "bf16_us": round(device_ms(lambda x=x, dense=dense: dense(x), plan.device, plan.times) * 1e3, 1)})
-    return found

@@ -27,12 +27,11 @@ def systems(plan: Plan) -> list[dict]:
     """A row a system and number of tasks.
 
     conventional: each task has a bf16 module of its own, which decodes its own sequences; modules take turns on the GPU.
-    sun: one bf16 module decodes all sequences in one batch; qsun: an int4 one. Where a task's modules do not all fit,
+    sun: one bf16 module decodes all sequences in one batch; qsun: a low-bit one. Where a task's modules do not all fit,
     conventional's time is that of one module's step times the tasks (measured: false).
     """
-    low = "int4" if "int4" in plan.schemes else plan.schemes[-1]
     rows = []
-    for name, scheme in (("sun", "bf16"), ("qsun", low)):
+    for name, scheme in (("sun", "bf16"), *(("qsun", scheme) for scheme in ("int8", "int4") if scheme in plan.schemes)):
         stepper, allocated = shared(plan, scheme)
         ms = median_ms(lambda stepper=stepper: stepper.step(plan.sequences), plan.device, plan.times)
         rows += [row(plan, name, scheme, tasks, ms, True, 1, allocated) for tasks in plan.tasks]

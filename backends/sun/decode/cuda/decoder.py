@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sun.decode.cuda.formats import Format, pack
+from sun.decode.cuda.formats import Format
+from sun.decode.cuda.table import head_scheme, pack
 from sun.model.llama import Llama, Rotary
 from sun.model.quantise import FULL, HEAD, SCHEMES, Codes, codes_for
 from sun.model.shape import Shape
@@ -58,7 +59,7 @@ def reference(scheme: str) -> str:
 
 def of_model(model: Llama, scheme: str, dtype: torch.dtype, device: torch.device) -> Decoder:
     """A copy of a model's weights (of ``reference(scheme)``) on ``device``, layer by layer."""
-    def group(*linears: Linear) -> Group:
+    def group(*linears: Linear, scheme: str = scheme) -> Group:
         weight = torch.cat([linear.weight.to(device) for linear in linears])
         bias = None
         if any(linear.bias is not None for linear in linears):
@@ -72,7 +73,7 @@ def of_model(model: Llama, scheme: str, dtype: torch.dtype, device: torch.device
 
     return Decoder(
         model.base, scheme, dtype, model.embedding.to(device, dtype), [layer(each) for each in model.layers], model.final_norm.to(device),
-        group(model.head))
+        group(model.head, scheme=head_scheme(scheme)))
 
 
 def dummy(shape: Shape, scheme: str, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Decoder:
@@ -100,4 +101,4 @@ def dummy(shape: Shape, scheme: str, dtype: torch.dtype, device: torch.device, s
     embedding = weight(shape.vocab, shape.hidden).to(dtype)
     head = embedding if shape.tied else weight(shape.vocab, shape.hidden)
     return Decoder(
-        shape, scheme, dtype, embedding, [layer() for _ in range(shape.layers)], ones(shape.hidden), Group(pack(head, scheme, dtype, codes(HEAD))))
+        shape, scheme, dtype, embedding, [layer() for _ in range(shape.layers)], ones(shape.hidden), Group(pack(head, head_scheme(scheme), dtype, codes(HEAD))))

@@ -1,4 +1,4 @@
-"""Linear layers as a GPU runs them: weights in a number format, packed once on the device. A format is one class in `FORMATS`."""
+"""Linear layers as a GPU runs them: weights in a number format, packed once on the device. A format is one class, see `table`."""
 
 from __future__ import annotations
 
@@ -111,23 +111,8 @@ class Int4:
     missing, fits = Int8.missing, Int8.fits
 
 
-FORMATS: dict[str, type[Format]] = {"fp32": Dense, "bf16": Dense, "int8": Int8, "int4": Int4}
-"""Scheme -> class of its linear layers. The head has 8 bits in every low-bit scheme, see `sun.model.quantise.codes_for`."""
-
-
 def capability_missing(device: torch.device, least: tuple[int, int]) -> str | None:
     """Why ``device`` is none of at least this compute capability; the CPU counts as able: Triton's interpreter runs there."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= least:
         return None
     return f"needs compute capability {least[0]}.{least[1]}, {torch.cuda.get_device_name(device)} has {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
-
-
-def dtype_of(scheme: str) -> torch.dtype:
-    """What a scheme's activations and K and V are kept in."""
-    return torch.float32 if scheme == "fp32" else torch.bfloat16
-
-
-def pack(weight: Tensor, scheme: str, dtype: torch.dtype, codes: Codes | None = None) -> Format:
-    """A layer's weight [out, in], on its device, by ``scheme``; codes: its integers, if its scheme has them."""
-    kind = FORMATS[scheme] if codes is None else Int8
-    return kind(weight, dtype, codes) if kind.fits(weight) else Dense(weight, dtype)
