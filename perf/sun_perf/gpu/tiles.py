@@ -20,7 +20,7 @@ def candidates(default: Tile, inputs: int) -> list[Tile]:
     """The default tile and others."""
     others = [
         Tile(width, splits, warps, stages) for width, warps in ((64, 4), (128, 4), (128, 8)) for splits in (1, 2, 4, MOST_SPLITS)
-        for stages in (3, 5) if splits <= inputs // STEP]
+        for stages in (4, 8) if splits <= inputs // STEP]
     return list(dict.fromkeys([default, *others]))
 
 

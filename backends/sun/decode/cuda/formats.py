@@ -86,8 +86,8 @@ class Int8:
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
-        """Whole steps of inputs."""
-        return weight.shape[1] % STEP == 0
+        """Whole steps of inputs, and places that 32 bits can count."""
+        return weight.shape[1] % STEP == 0 and weight.numel() < 1 << 31
 
 
 class Int4:
