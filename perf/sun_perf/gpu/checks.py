@@ -63,7 +63,7 @@ def attention(plan: Plan) -> dict:
     kv = torch.randn(2, shape.kv_heads, sum(lengths), shape.head_dim, device=plan.device, dtype=torch.bfloat16)
     starts = torch.tensor([sum(lengths[:i]) for i in range(len(lengths))], device=plan.device)
     q = torch.randn(len(lengths), shape.heads, shape.head_dim, device=plan.device, dtype=torch.bfloat16)
-    run = Attention(shape.heads, shape.kv_heads, shape.head_dim, len(lengths), plan.device)
+    run = Attention(shape.heads, shape.kv_heads, shape.head_dim, len(lengths), sum(lengths), plan.device)
     got = run(q, kv, starts, torch.tensor(lengths, device=plan.device) - 1)
     wide = kv.float().repeat_interleave(shape.heads // shape.kv_heads, dim=1)
     rows = [F.scaled_dot_product_attention(q[i, :, None].float(), *wide[:, :, a : a + n]) for i, (a, n) in enumerate(zip(starts.tolist(), lengths, strict=True))]

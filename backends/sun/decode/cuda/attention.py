@@ -25,7 +25,7 @@ LOG2E = 1.4426950408889634
 @triton.jit
 def _share(length, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
     """Tokens of a sequence that one program takes: whole blocks."""
-    return tl.cdiv(tl.cdiv(length, SPLITS), BLOCK) * BLOCK
+    return (length + SPLITS * BLOCK - 1) // (SPLITS * BLOCK) * BLOCK
 
 
 @triton.jit
@@ -86,12 +86,13 @@ def join_parts(mixed, tops, totals, positions, out, SIZE: tl.constexpr, WIDTH: t
 
 
 class Attention:
-    """Runs both kernels for batches of up to ``most`` rows, with room for their parts."""
+    """Runs both kernels for batches of up to ``most`` rows with contexts of up to ``tokens``, with room for their parts."""
 
-    def __init__(self, heads: int, kv_heads: int, size: int, most: int, device: torch.device, splits: int = SPLITS, block: int = BLOCK):
-        self.heads, self.kv_heads, self.size, self.splits, self.block = heads, kv_heads, size, splits, block
-        self._mixed = torch.empty(most, heads, splits, size, dtype=torch.float32, device=device)
-        self._tops, self._totals = torch.empty(2, most, heads, splits, dtype=torch.float32, device=device)
+    def __init__(self, heads: int, kv_heads: int, size: int, most: int, tokens: int, device: torch.device):
+        self.heads, self.kv_heads, self.size = heads, kv_heads, size
+        self.splits = min(SPLITS, triton.next_power_of_2(triton.cdiv(tokens, BLOCK)))
+        self._mixed = torch.empty(most, heads, self.splits, size, dtype=torch.float32, device=device)
+        self._tops, self._totals = torch.empty(2, most, heads, self.splits, dtype=torch.float32, device=device)
 
     def __call__(self, q: Tensor, kv: Tensor, starts: Tensor, positions: Tensor) -> Tensor:
         """[batch, heads * head_dim] in q's dtype of q [batch, heads, head_dim] over kv [2, kv_heads, tokens, head_dim], a layer's pool.
@@ -103,8 +104,8 @@ class Attention:
         attend_parts[batch, self.kv_heads, self.splits](
             q, kv, starts, positions, self._mixed, self._tops, self._totals, self.size**-0.5 * LOG2E, kv.shape[2],
             KV_HEADS=self.kv_heads, GROUP=group, SIZE=self.size, ROWS=max(16, triton.next_power_of_2(group)), WIDTH=width,
-            BLOCK=self.block, SPLITS=self.splits, DOT=dot_type(kv.dtype), num_warps=4, num_stages=2)
+            BLOCK=BLOCK, SPLITS=self.splits, DOT=dot_type(kv.dtype), num_warps=4, num_stages=2)
         out = torch.empty(batch, self.heads * self.size, dtype=q.dtype, device=q.device)
         join_parts[batch, self.heads](
-            self._mixed, self._tops, self._totals, positions, out, SIZE=self.size, WIDTH=width, BLOCK=self.block, SPLITS=self.splits, num_warps=2)
+            self._mixed, self._tops, self._totals, positions, out, SIZE=self.size, WIDTH=width, BLOCK=BLOCK, SPLITS=self.splits, num_warps=2)
         return out

@@ -53,8 +53,8 @@ class Decoder:
 
 
 def reference(scheme: str) -> str:
-    """The scheme of `sun.model.quantise` whose numbers a format packs; formats that only round float32 weights take those."""
-    return scheme if scheme in SCHEMES else FULL
+    """The scheme of `sun.model.quantise` whose numbers a format packs; formats that it does not know round the float32 weights."""
+    return scheme if scheme in SCHEMES else {"bnb-nf4": "nf4"}.get(scheme, FULL)
 
 
 def of_model(model: Llama, scheme: str, dtype: torch.dtype, device: torch.device) -> Decoder:

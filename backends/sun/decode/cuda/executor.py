@@ -32,7 +32,7 @@ class CudaExecutor:
             raise ValueError("pool: needs a spare token, to which padded rows write")
         self.decoder, self.pool, self.most = decoder, pool, triton.next_power_of_2(most)
         geometry = decoder.geometry
-        self.attention = Attention(decoder.heads, geometry.kv_heads, geometry.head_dim, self.most, decoder.device)
+        self.attention = Attention(decoder.heads, geometry.kv_heads, geometry.head_dim, self.most, pool.budget, decoder.device)
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         if graphs and decoder.device.type == "cuda":
             self._capture()
