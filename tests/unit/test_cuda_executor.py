@@ -19,17 +19,17 @@ from sun.model.quantise import groups, quantise
 from sun_perf.gpu.checks import random_tensors
 from sun_perf.gpu.plan import TINY
 
-CONTEXTS = (1, 130, 64)
+CONTEXTS = (1, 70, 3)
 STEPS = 2
 
 
 def decoded(base_dir, scheme: str, dtype=torch.float32, rows=tuple(range(len(CONTEXTS))), plain: bool = False) -> torch.Tensor:
     """Logits [STEPS, rows, vocab] of sequences that lie apart in a pool of other numbers."""
     base, model = load_decode(base_dir, reference(scheme))
-    pool = KVPool(base.geometry, 300, DEVICE if not plain else "cpu", dtype if not plain else torch.float32, spare=1)
+    pool = KVPool(base.geometry, 100, DEVICE if not plain else "cpu", dtype if not plain else torch.float32, spare=1)
     torch.manual_seed(0)
     pool.data.copy_(torch.randn(*pool.data.shape))
-    slots = [pool.take(context + STEPS + 3) for context in CONTEXTS]
+    slots = [pool.take(context + STEPS) for context in CONTEXTS]
     executor = TorchExecutor(model, pool) if plain else CudaExecutor(of_model(model, scheme, dtype, torch.device(DEVICE)), pool, 8)
     return torch.stack([
         executor.step([3 * r + t for r in rows], [CONTEXTS[r] - 1 + t for r in rows], [slots[r] for r in rows]).cpu().clone() for t in range(STEPS)])
