@@ -9,13 +9,13 @@ pytest.importorskip("triton", reason="needs the triton package; its interpreter 
 
 from sun.decode.cuda.formats import Dense, Int4, Int8
 from sun.decode.cuda.fp8 import Fp8
-from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP, tile_for
+from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP, STEP4, tile_for
 from sun.decode.cuda.table import pack
 from sun.model.quantise import COARSE, FINE, Codes, int4, symmetric
 
 from ..conftest import DEVICE
 
-OUTPUTS, INPUTS = 80, 1024
+OUTPUTS, INPUTS = 80, 2048
 
 
 def made(seed: int, *size: int) -> torch.Tensor:
@@ -68,13 +68,14 @@ def test_fp8_rounds_both_sides_to_four_bits(rows):
 
 
 def test_layers_without_whole_steps_stay_dense_and_the_head_has_8_bits():
-    assert isinstance(pack(made(0, 8, STEP + 16), "int4", torch.float32), Dense)
-    assert isinstance(pack(made(0, 8, STEP), "int4", torch.float32, Codes(FINE, split=True)), Int8)
+    assert isinstance(pack(made(0, 8, STEP4 + STEP), "int4", torch.float32), Dense)
+    assert isinstance(pack(made(0, 8, STEP4), "int4", torch.float32, Codes(FINE, split=True)), Int8)
 
 
-@pytest.mark.parametrize("inputs", [64, 128, 1024, 4096, 14336])
+@pytest.mark.parametrize("step", [STEP, STEP4])
+@pytest.mark.parametrize("inputs", [256, 1024, 4096, 12288, 14336])
 @pytest.mark.parametrize("outputs", [8, 4096, 6144, 28672, 128256])
-def test_every_split_has_inputs(outputs, inputs):
-    tile, steps = tile_for(outputs, inputs), inputs // STEP
+def test_every_split_has_inputs(outputs, inputs, step):
+    tile, steps = tile_for(outputs, inputs, step), inputs // step
     share = -(-steps // tile.splits)
     assert 1 <= tile.splits <= MOST_SPLITS and (tile.splits - 1) * share < steps

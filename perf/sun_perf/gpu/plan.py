@@ -10,8 +10,8 @@ import torch
 from sun.model.shape import Angles, Shape
 
 TINY = Shape(
-    layers=1, hidden=64, inner=64, heads=4, kv_heads=2, head_dim=16, vocab=96, norm_eps=1e-5, max_context=256,
-    rope=Angles([1.0 / 100 ** (i / 8) for i in range(8)]), normed=True)
+    layers=1, hidden=256, inner=256, heads=4, kv_heads=2, head_dim=64, vocab=96, norm_eps=1e-5, max_context=256,
+    rope=Angles([1.0 / 100 ** (i / 32) for i in range(32)]), normed=True)
 SMALL = Shape(
     layers=4, hidden=1024, inner=2816, heads=16, kv_heads=4, head_dim=64, vocab=4096, norm_eps=1e-5, max_context=4096,
     rope=Angles([1.0 / 10000 ** (i / 32) for i in range(32)]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from sun.decode.cuda.formats import Dense, Int4, Int8
-from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP, Tile
+from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP4, Tile
 from sun.decode.cuda.table import pack
 from sun_perf.gpu.clock import captured, device_ms
 from sun_perf.gpu.plan import Plan
@@ -20,7 +22,7 @@ def candidates(default: Tile, inputs: int) -> list[Tile]:
     """The default tile and others."""
     others = [
         Tile(width, splits, warps, stages) for width, warps in ((64, 4), (128, 4), (128, 8)) for splits in (1, 2, 4, MOST_SPLITS)
-        for stages in (4, 8) if splits <= inputs // STEP]
+        for stages in sorted({2, default.stages, default.stages + 2}) if splits <= inputs // STEP4]
     return list(dict.fromkeys([default, *others]))
 
 
@@ -57,7 +59,8 @@ def tiles(plan: Plan, scheme: str) -> list[dict]:
             times = {default: us(layers, default)}
             for tile in candidates(default, inputs)[: None if plan.device.type == "cuda" else 2]:
                 if plan.left_s > 0 and tile != default:
-                    times[tile] = us(layers, tile)
+                    with suppress(OutOfResources):  # more shared memory than there is
+                        times[tile] = us(layers, tile)
             best = min(times, key=times.__getitem__)
             found.append({
                 "scheme": scheme, "layer": name, "outputs": outputs, "inputs": inputs, "rows": rows, "bf16_us": round(us(dense), 1),

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sun.decode.cuda.linear_kernel import STEP, run, tile_for
+from sun.decode.cuda.linear_kernel import STEP, STEP4, run, tile_for
 from sun.model.quantise import FINE, GROUP, Codes, int4_codes, row_scale
+
+SHARED_BYTES = 140 << 10
+"""Shared memory that a program of 128 outputs and 64 rows takes for 4-bit codes, as compiled for an H100."""
 
 
 class Format(Protocol):
@@ -72,7 +75,7 @@ class Int8:
         self.codes = integers.view(outputs, inputs // STEP, STEP).transpose(0, 1).contiguous()
         # Powers of two, so that multiplying is as exact as dividing.
         self.scales, self.columns = scale.flatten(), None if smooth is None else (1 / smooth).to(weight.device)
-        self.outputs, self.tile = outputs, tile_for(outputs, inputs)
+        self.outputs, self.tile = outputs, tile_for(outputs, inputs, STEP)
         self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -96,19 +99,30 @@ class Int4:
     def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
         outputs, inputs = weight.shape
         integers, scale, low = int4_codes(weight.float())
-        # Steps of two groups [steps, out, 2, 32]: the first one's codes are the low halves of the bytes.
-        pairs = integers.to(torch.uint8).view(outputs, inputs // STEP, 2, GROUP).transpose(0, 1)
-        self.codes = (pairs[:, :, 0] | pairs[:, :, 1] << 4).contiguous()
+        # [steps, out, 8 groups, 32] -> words of one code a group; bits are added in int64, because torch shifts no uint32.
+        steps = integers.view(outputs, inputs // STEP4, 8, GROUP).transpose(0, 1)
+        words = sum(steps[:, :, group].long() << (4 * group) for group in range(8))
+        self.codes = torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32).contiguous().view(torch.uint32)
         # [groups, out, 2] of 16 bits, each pair read as one word.
         self.scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).to(torch.float16).contiguous().view(torch.uint32)
-        self.outputs, self.tile = outputs, tile_for(outputs, inputs)
+        self.outputs, self.tile = outputs, tile_for(outputs, inputs, STEP4)
         self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Format`."""
         return run(x, self.codes, self.scales, None, self.outputs, self.tile)
 
-    missing, fits = Int8.missing, Int8.fits
+    @staticmethod
+    def missing(device: torch.device) -> str | None:
+        """As `Dense`, and room for what is read ahead at 64 rows."""
+        if device.type == "cuda" and (room := torch.cuda.get_device_properties(device).shared_memory_per_block_optin) < SHARED_BYTES:
+            return f"needs {SHARED_BYTES >> 10} KiB of shared memory a program, {torch.cuda.get_device_name(device)} has {room >> 10}"
+        return capability_missing(device, (8, 0))
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """As `Int8`, with steps of its own."""
+        return weight.shape[1] % STEP4 == 0 and weight.numel() < 1 << 31
 
 
 def capability_missing(device: torch.device, least: tuple[int, int]) -> str | None:
