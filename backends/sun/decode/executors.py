@@ -35,11 +35,11 @@ def why_not(executor: str) -> str | None:
     """What keeps an executor from running here; None if nothing does."""
     if executor == "cpu":
         return None
-    if importlib.util.find_spec("triton") is None:
-        return "the triton package is not installed; torch's builds for CUDA bring it along"
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA"
-    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return None if importlib.util.find_spec("triton") else "the triton package is not installed"
 
 
 def formats(executor: str) -> dict[str, str | None]:
