@@ -31,7 +31,7 @@ serve: setup
 test: setup $(CHECKS)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-# What deploy/ is checked with; nothing else needs it.
+# What deploy/ and the GPU's kernels are checked with; nothing else needs it.
 $(CHECKS): $(STAMP) requirements-checks.txt
 	$(PIP) install --only-binary :all: --no-deps -r requirements-checks.txt
 	@touch $@

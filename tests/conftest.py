@@ -10,10 +10,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Hub look-ups would only cost time: every model here is a local folder.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where tests of the CUDA executor run: without a GPU, its kernels run in Triton's interpreter."""
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which transformers may do
 # Deadlines are timed assertions; a busy machine would fail them. The same examples every run: a failure is a change's, not the day's.
 settings.register_profile("tests", deadline=None, max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    for item in items:
+        if DEVICE == "cpu" and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))

@@ -34,6 +34,7 @@ class Place:
         self.repository = Path(args["model_repository"]).parent
         self.version_dir = self.repository / self.name / args["model_version"]
         self.base_dir = base_dir(self.repository)
+        self._kind, self._device = args.get("model_instance_kind", "CPU"), args.get("model_instance_device_id", "0")
         self._parameters = json.loads(args["model_config"]).get("parameters", {})
 
     def settings(self, kind: type[S]) -> S:
@@ -46,6 +47,16 @@ class Place:
             return msgspec.convert(values, kind, strict=False)
         except msgspec.ValidationError as error:
             raise ValueError(f"config.pbtxt of {self.name}: parameters: {error}; known are {', '.join(kind.__struct_fields__)}") from error
+
+    def device(self, executor: str) -> str | None:
+        """The GPU that Triton gave this instance ("cuda:0"), None for one on the CPU.
+
+        Raises ValueError if the executor needs the other kind of instance group.
+        """
+        if (self._kind == "GPU") != (executor == "cuda"):
+            needed = "KIND_GPU" if executor == "cuda" else "KIND_CPU"
+            raise ValueError(f"config.pbtxt of {self.name}: parameters: executor is {executor!r}, which needs instance_group kind {needed}, not KIND_{self._kind}")
+        return f"cuda:{self._device}" if self._kind == "GPU" else None
 
     def folder(self, parameter: str, path: str) -> Path | None:
         """The folder that a parameter names, absolute or from the repository's parent; None for the empty string.

@@ -33,6 +33,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     scheme: of the weights: "fp32", or a low-bit one of `sun.model.quantise`. weights: folder of a checkpoint to decode with in
     place of the shared base, as conventional serving does; absolute or from the repository's parent.
+    executor: "cpu", or "cuda" on the GPU of an instance group of KIND_GPU.
     """
 
     kv_tokens: int = 16384
@@ -41,6 +42,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     cores: str = ""
     scheme: str = "fp32"
     weights: str = ""
+    executor: str = "cpu"
 
 
 class TritonPythonModel:
@@ -61,16 +63,14 @@ class TritonPythonModel:
         settings = place.settings(Settings)
         place.run_on(settings.cores, settings.threads)
         # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
-        from sun.decode.cpu import CpuExecutor
         from sun.decode.engine import DecodeEngine
-        from sun.decode.kv_pool import KVPool
-        from sun.model.loading import load_decode
+        from sun.decode.executors import load
 
-        base, model = load_decode(place.base_dir, settings.scheme, place.folder("weights", settings.weights))
-        pool = KVPool(base.geometry, settings.kv_tokens)
+        device = place.device(settings.executor)
+        loaded = load(settings.executor, place.base_dir, settings.scheme, place.folder("weights", settings.weights), settings.kv_tokens,
+                      settings.max_batch, settings.threads, device)
+        pool = loaded.pool
         self.shm, self.meter = Shm(), TritonMeter(METRICS)
-        executor = CpuExecutor(model, pool, settings.threads)
-        del model
         # glibc keeps the float32 copies that packing went through, 460 MB of them for a low-bit scheme.
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -80,7 +80,8 @@ class TritonPythonModel:
             self.meter.add("sun_decode_batch_tasks", len(record.tasks), worker=place.name)
             self.meter.set("sun_kv_cache_usage_ratio", 1 - pool.free_tokens / pool.budget, worker=place.name)
 
-        self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped)
+        self.engine = DecodeEngine(
+            loaded.base, loaded.executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped, loaded.pick)
 
     def execute(self, requests):
         """Answer at once, but for `Listen`, which a thread serves as long as its router has sequences here."""

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sun.model.manifest import BaseManifest, Geometry, Rope, write_manifest
+from sun.model.shape import head_dim, rope_angles, rope_kind
 from sun.text.prompt import PromptSettings
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -43,25 +43,10 @@ def check_architecture(config) -> None:
         raise ValueError(f"rope type {kind!r} is not supported: its angles depend on the sequence's length, so keys could not be handed over")
 
 
-def rope_kind(config) -> str:
-    """The name of the config's RoPE scaling."""
-    return (config.rope_parameters or {}).get("rope_type", "default")
-
-
 def rope_of(config) -> Rope:
-    """inv_freq and scale as transformers computes them, so that serving needs no transformers model code."""
-    kind = rope_kind(config)
-    if kind == "default":
-        dim = head_dim(config)
-        theta = config.rope_parameters["rope_theta"]
-        return Rope("default", (1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))).tolist())
-    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    return Rope(kind, inv_freq.tolist(), float(scale))
-
-
-def head_dim(config) -> int:
-    """Size of an attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    """See `sun.model.shape.rope_angles`."""
+    angles = rope_angles(config)
+    return Rope(rope_kind(config), angles.inv_freq, angles.scale)
 
 
 def tensors_digest(tensors: dict[str, Tensor], rope: dict) -> str:

@@ -147,15 +147,19 @@ class Doctor:
                       "" if capability != "DEFAULT" else "without AVX2 or better, decoding is several times slower")
 
     def formats(self) -> Iterator[Finding]:
-        """Which decode formats run here."""
-        from sun.decode.packed import why_not
-        from sun.model.quantise import FULL, SCHEMES
+        """Which executors and decode formats run here. The CPU's are needed; a GPU's are for who has one."""
+        from sun.decode.executors import EXECUTORS, formats, why_not
 
-        for scheme in (FULL, *SCHEMES):
-            if why := why_not(scheme):
-                yield Finding(f"format {scheme}", "warning", f"does not run here: {why}", "use another scheme")
-            else:
-                yield Finding(f"format {scheme}", "ok", "runs here")
+        for executor in EXECUTORS:
+            if reason := why_not(executor):
+                yield Finding(f"executor {executor}", "ok", f"does not run here: {reason}")
+                continue
+            yield Finding(f"executor {executor}", "ok", "runs here")
+            for scheme, missing in formats(executor).items():
+                if missing:
+                    yield Finding(f"{executor} format {scheme}", "warning" if executor == "cpu" else "ok", f"does not run here: {missing}", "use another scheme")
+                else:
+                    yield Finding(f"{executor} format {scheme}", "ok", "runs here")
 
     def exports(self) -> Iterator[Finding]:
         """What `sun export` makes here; none of it is needed to serve."""

@@ -17,10 +17,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     name: str = "a"
 
 
-def place(**parameters: str) -> Place:
+def place(instance: dict[str, str] = {}, **parameters: str) -> Place:
     config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
     return Place({
-        "model_name": "decode_0", "model_repository": "/srv/models/decode_0", "model_version": "1", "model_config": json.dumps(config)})
+        "model_name": "decode_0", "model_repository": "/srv/models/decode_0", "model_version": "1", "model_config": json.dumps(config), **instance})
 
 
 def test_a_model_knows_where_it_lies():
@@ -63,3 +63,17 @@ def test_this_environments_numpy_is_fine():
     check_numpy()
     check_numpy("1.26.4")
     assert np.__version__.startswith("1.")
+
+
+GPU = {"model_instance_kind": "GPU", "model_instance_device_id": "3"}
+
+
+def test_an_executor_runs_where_triton_placed_the_instance():
+    assert place(GPU).device("cuda") == "cuda:3"
+    assert place({"model_instance_kind": "CPU", "model_instance_device_id": "0"}).device("cpu") is None
+
+
+@pytest.mark.parametrize(("instance", "executor", "needed"), [({}, "cuda", "KIND_GPU"), (GPU, "cpu", "KIND_CPU")])
+def test_an_executor_of_the_other_kind_is_refused(instance, executor, needed):
+    with pytest.raises(ValueError, match=f"decode_0: parameters: executor is '{executor}', which needs instance_group kind {needed}"):
+        place(instance).device(executor)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sun.decode.executor import Executor
+from sun.decode.executor import REPLAY_ROWS, Executor
 from sun.decode.kv_pool import KVPool
 from sun.decode.outbox import Outbox
 from sun.decode.params import SamplingParams
@@ -24,21 +24,21 @@ from sun.messages import Ack, Admit, Stats, StepEvents, StepRecord, TokenEvent
 from sun.model.manifest import BaseManifest
 
 STEPS_KEPT = 4096
-REPLAY_ROWS = 32
-"""Tokens of a sequence that are replayed between two steps, all at once."""
 
 
 class DecodeEngine:
     """One worker of the pool. Two threads: one pulls the KV of admitted sequences, one runs the steps.
 
     max_batch: most sequences in a step. threads: torch's threads for a step (None: torch's default). stepped: told of each step.
+    pick: picks tokens from the executor's logits, where they are (None: `choose`, on the CPU).
     """
 
     def __init__(self, base: BaseManifest, executor: Executor, pool: KVPool, transports: list[Transport],
-                 max_batch: int = 64, threads: int | None = None, stepped: Callable[[StepRecord], None] = lambda record: None):
+                 max_batch: int = 64, threads: int | None = None, stepped: Callable[[StepRecord], None] = lambda record: None,
+                 pick: Callable[[Tensor, list[Sequence]], list[Choice]] | None = None):
         self.base, self.executor, self.pool, self.threads = base, executor, pool, threads
         self.transports = {transport.name: transport for transport in transports}
-        self.scheduler, self._stepped = Scheduler(pool, max_batch), stepped
+        self.scheduler, self._stepped, self._pick = Scheduler(pool, max_batch), stepped, pick or choose
         self.outbox = Outbox()
         self._by_id: dict[str, Sequence] = {}
         self._records: deque[StepRecord] = deque(maxlen=STEPS_KEPT)
@@ -152,7 +152,7 @@ class DecodeEngine:
         ticket = sequence.ticket
         try:
             with self.transports[ticket.transport].pull(ticket, sequence.shipment) as buffer:
-                self.pool.view(sequence.slot, ticket.tokens).copy_(verified_kv(ticket, buffer))
+                self.pool.fill(sequence.slot, verified_kv(ticket, buffer))
         except Exception as error:  # this sequence fails; the worker goes on
             return f"{type(error).__name__}: {error}"
         sequence.shipment = []
@@ -191,7 +191,7 @@ class DecodeEngine:
         started = time.perf_counter()
         try:
             logits = self.executor.step([s.last for s in batch], [s.position for s in batch], [s.slot for s in batch])
-            choices = choose(logits, batch)
+            choices = self._pick(logits, batch)
         except Exception as error:  # these sequences fail; the worker goes on
             with self._changed:
                 for sequence in batch:

@@ -11,12 +11,15 @@ from torch import Tensor
 from sun.decode.kv_pool import KVPool, Slot
 from sun.model.llama import Llama
 
+REPLAY_ROWS = 32
+"""Tokens of a sequence that are replayed between two steps, all at once: an executor takes so many at least."""
+
 
 class Executor(Protocol):
     """Runs one token of each sequence through the decode module."""
 
     def step(self, tokens: list[int], positions: list[int], slots: list[Slot]) -> Tensor:
-        """Logits [batch, vocab] float32 of ``tokens`` [batch] at ``positions`` [batch].
+        """Logits [batch, vocab] float32, on the executor's device, of ``tokens`` [batch] at ``positions`` [batch].
 
         Writes each token's K and V at its position of its slot and attends to all up to it. A slot may come several times,
         in the order of its positions.

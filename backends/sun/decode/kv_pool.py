@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sun.model.manifest import Geometry
+if TYPE_CHECKING:
+    from sun.model.manifest import Geometry
 
 
 @dataclass(frozen=True, order=True)
@@ -20,15 +22,17 @@ class Slot:
 
 
 class KVPool:
-    """K and V of all sequences, [layers, 2, kv_heads, budget, head_dim] float32; a slot is a range of the budget.
+    """K and V of all sequences, [layers, 2, kv_heads, budget + spare, head_dim]; a slot is a range of the budget.
 
     A slot is contiguous so that attention reads it in place. It is taken for a sequence's whole possible length, so a
-    sequence that was admitted always fits.
+    sequence that was admitted always fits. spare: tokens after the budget that are in no slot, for rows that pad a batch.
     """
 
-    def __init__(self, geometry: Geometry, budget: int):
-        self.budget = budget
-        self.data = torch.empty(geometry.layers, 2, geometry.kv_heads, budget, geometry.head_dim)
+    def __init__(self, geometry: Geometry, budget: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, spare: int = 0):
+        self.budget, self.spare = budget, spare
+        self.data = torch.empty(geometry.layers, 2, geometry.kv_heads, budget + spare, geometry.head_dim, device=device, dtype=dtype)
+        # Its own, so that steps need not wait for a prompt's KV.
+        self._stream = torch.cuda.Stream(self.data.device) if self.data.is_cuda else None
         self._free = [Slot(0, budget)]
 
     @property
@@ -65,3 +69,16 @@ class KVPool:
     def view(self, slot: Slot, tokens: int) -> Tensor:
         """The first ``tokens`` tokens of a slot, [layers, 2, kv_heads, tokens, head_dim], in place."""
         return self.data[:, :, :, slot.start : slot.start + tokens]
+
+    def fill(self, slot: Slot, kv: Tensor) -> None:
+        """Copy a prompt's KV [layers, 2, kv_heads, tokens, head_dim] float32 from the CPU to the beginning of a slot; it is there on return."""
+        place = self.view(slot, kv.shape[3])
+        if self._stream is None:
+            place.copy_(kv)
+            return
+        # What runs now may still write to the slot for a sequence that has left: a replay is not waited for.
+        self._stream.wait_stream(torch.cuda.current_stream(self.data.device))
+        with torch.cuda.stream(self._stream):
+            # In one piece to the device, and rounded and spread over the pool's heads there.
+            place.copy_(kv.to(self.data.device, non_blocking=True))
+        self._stream.synchronize()

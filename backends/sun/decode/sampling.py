@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sun.decode.lot import lot
-from sun.decode.params import SamplingParams
+if TYPE_CHECKING:
+    from sun.decode.params import SamplingParams
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -43,6 +45,8 @@ def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: 
 
 def draw(logits: Tensor, params: SamplingParams, position: int) -> int:
     """Sample one token from logits [vocab] with temperature > 0, see `lot`."""
+    from sun.decode.lot import lot  # here, because a GPU's choice needs this file and no numba
+
     assert params.seed is not None
     row = logits.to(torch.float32).contiguous().numpy()
     return int(lot(row, params.temperature, params.min_p, params.top_k, params.top_p, uniform(params.seed, position)))

@@ -7,14 +7,17 @@ Prefill and decode differ only in where K and V live and what a token may attend
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sun.model.manifest import BaseManifest, Rope
 from sun.model.quantise import FULL, HEAD, codes_for
 from sun.model.weights import Linear, as_float32
+
+if TYPE_CHECKING:
+    from sun.model.manifest import BaseManifest, Rope
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """attend(layer, q [T, heads, head_dim], k and v [T, kv_heads, head_dim]) -> [T, heads * head_dim]."""
@@ -29,8 +32,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Rotary:
     """The angles of a rotary embedding: cos and sin [T, 1, head_dim] of positions [T] (int64)."""
 
-    def __init__(self, rope: Rope):
-        self.inv_freq, self.scale = torch.tensor(rope.inv_freq, dtype=torch.float32), rope.scale
+    def __init__(self, rope: Rope, device: torch.device | str = "cpu"):
+        self.inv_freq, self.scale = torch.tensor(rope.inv_freq, dtype=torch.float32, device=device), rope.scale
 
     def __call__(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = torch.outer(positions.float(), self.inv_freq)

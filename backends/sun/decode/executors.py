@@ -1,0 +1,88 @@
+"""Which executors and number formats this machine can run, and a worker's own made of its settings."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sun.decode.executor import REPLAY_ROWS, Executor
+from sun.decode.kv_pool import KVPool
+from sun.decode.sampling import Choice
+from sun.decode.sequence import Sequence
+from sun.model.loading import load_decode
+from sun.model.manifest import BaseManifest
+from sun.model.quantise import FULL, SCHEMES
+
+EXECUTORS = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a `DecodeEngine` is made of. pick: how it chooses tokens from the executor's logits."""
+
+    base: BaseManifest
+    executor: Executor
+    pool: KVPool
+    pick: Callable[[Tensor, list[Sequence]], list[Choice]] | None = None
+
+
+def why_not(executor: str) -> str | None:
+    """What keeps an executor from running here; None if nothing does."""
+    if executor == "cpu":
+        return None
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return None if importlib.util.find_spec("triton") else "the triton package is not installed"
+
+
+def formats(executor: str) -> dict[str, str | None]:
+    """Scheme -> what keeps it from running by this executor on this machine, or None. An executor that does not run has none."""
+    if executor == "cpu":
+        from sun.decode import packed  # compiles kernels when it is first imported
+
+        return {scheme: packed.why_not(scheme) for scheme in (FULL, *SCHEMES)}
+    if why_not(executor):
+        return {}
+    from sun.decode.cuda.table import FORMATS
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    return {scheme: kind.missing(device) for scheme, kind in FORMATS.items()}
+
+
+def load(executor: str, base_dir: str | Path, scheme: str, own: Path | None = None, kv_tokens: int = 16384, max_batch: int = 64,
+         threads: int = 1, device: str | None = None) -> Loaded:
+    """A worker's executor and KV pool, of the base's weights or ``own``.
+
+    device: that of `cuda`, such as "cuda:0"; "cpu" runs its kernels in Triton's interpreter. threads: of `cpu`.
+    Raises ValueError for an executor or scheme that there is not, RuntimeError for one that does not run on this machine.
+    """
+    if executor not in EXECUTORS:
+        raise ValueError(f"executor: got {executor!r}, expected one of {', '.join(EXECUTORS)}")
+    if executor == "cpu":
+        from sun.decode.cpu import CpuExecutor
+
+        base, model = load_decode(base_dir, scheme, own)
+        pool = KVPool(base.geometry, kv_tokens)
+        return Loaded(base, CpuExecutor(model, pool, threads), pool)
+    on = torch.device(device or "cuda")
+    if on.type == "cuda" and (reason := why_not("cuda")):
+        raise RuntimeError(f"executor: cuda does not run here: {reason}")
+    from sun.decode.cuda.decoder import of_model, reference
+    from sun.decode.cuda.executor import CudaExecutor
+    from sun.decode.cuda.table import FORMATS, dtype_of
+    from sun.decode.cuda.sampling import choose
+
+    if scheme not in FORMATS:
+        raise ValueError(f"scheme: got {scheme!r}, executor cuda has {', '.join(FORMATS)}")
+    if reason := FORMATS[scheme].missing(on):
+        raise RuntimeError(f"scheme: {scheme} does not run here: {reason}")
+    base, model = load_decode(base_dir, reference(scheme), own)
+    pool = KVPool(base.geometry, kv_tokens, on, dtype_of(scheme), spare=1)
+    return Loaded(base, CudaExecutor(of_model(model, scheme, dtype_of(scheme), on), pool, max(max_batch, REPLAY_ROWS)), pool, choose)

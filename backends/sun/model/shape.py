@@ -1,0 +1,117 @@
+"""What an engine needs to know of a model to run it, from a Hugging Face configuration: for modules without a base on disk."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Configurations of models whose weights are not here."""
+
+
+@dataclass(frozen=True)
+class Angles:
+    """See `sun.model.manifest.Rope`."""
+
+    inv_freq: list[float]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder's sizes, by the names that `sun.model.manifest.BaseManifest` and its geometry have.
+
+    inner: the MLP's width. biases: Q, K and V have them (Qwen2). normed: so do norms on Q and K (Qwen3). tied: the head is the embedding.
+    """
+
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    norm_eps: float
+    max_context: int
+    rope: Angles
+    biases: bool = False
+    normed: bool = False
+    tied: bool = False
+
+    @property
+    def geometry(self) -> Shape:
+        """What the KV cache depends on is part of this."""
+        return self
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Sizes [out, in] of a layer's linear weights, those with one input together."""
+        mixed = self.heads * self.head_dim
+        return {
+            "qkv": (mixed + 2 * self.kv_heads * self.head_dim, self.hidden), "o": (self.hidden, mixed),
+            "gate_up": (2 * self.inner, self.hidden), "down": (self.hidden, self.inner)}
+
+    @property
+    def parameters(self) -> int:
+        """Weights, without norms and biases."""
+        layer = sum(outputs * inputs for outputs, inputs in self.linears.values())
+        return self.layers * layer + (1 if self.tied else 2) * self.vocab * self.hidden
+
+    def kv_bytes(self, tokens: int, itemsize: int) -> int:
+        """See `sun.model.manifest.Geometry.kv_bytes`."""
+        return self.layers * 2 * self.kv_heads * tokens * self.head_dim * itemsize
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """Size of an attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def rope_kind(config: PretrainedConfig) -> str:
+    """The name of the config's RoPE scaling."""
+    return (config.rope_parameters or {}).get("rope_type", "default")
+
+
+def rope_angles(config: PretrainedConfig) -> Angles:
+    """inv_freq and scale as transformers computes them, so that serving needs no transformers model code."""
+    kind = rope_kind(config)
+    if kind == "default":
+        dim = head_dim(config)
+        theta = config.rope_parameters["rope_theta"]
+        return Angles((1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.int64).float() / dim))).tolist())
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    inv_freq, scale = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    return Angles(inv_freq.tolist(), float(scale))
+
+
+def load_shape(name: str | Path) -> Shape:
+    """The shape of a Hugging Face ``config.json``: its file or folder, or the name of one of `CONFIGS` ("llama-3.1-8b").
+
+    Raises ValueError naming what there is if there is no such one, or the architecture if it is not of Llama's family.
+    """
+    from transformers import AutoConfig
+
+    path = CONFIGS / f"{name}.json"
+    if not path.is_file():
+        path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
+        raise ValueError(f"config: {name} is neither a config.json nor one of {known}")
+    values = json.loads(path.read_text())
+    kind = values.pop("model_type", None)
+    if kind not in ("llama", "mistral", "qwen2", "qwen3"):
+        raise ValueError(f"{path}: model_type {kind!r} is not supported; supported are llama, mistral, qwen2, qwen3")
+    config = AutoConfig.for_model(kind, **values)
+    return Shape(
+        layers=config.num_hidden_layers, hidden=config.hidden_size, inner=config.intermediate_size, heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads, head_dim=head_dim(config), vocab=config.vocab_size, norm_eps=config.rms_norm_eps,
+        max_context=config.max_position_embeddings, rope=rope_angles(config), biases=kind == "qwen2", normed=kind == "qwen3",
+        tied=config.tie_word_embeddings)
