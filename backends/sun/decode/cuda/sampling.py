@@ -1,8 +1,8 @@
 """Sampling where the logits are: all rows at once, and one wait for the device a step.
 
-The tokens are those of `sun.decode.engine.choose` for the same logits. The two can part only where sums in another order
-decide: a random number within about 1e-12 of a boundary between two tokens' probabilities, or equal logits at the edge of
-top_k or top_p, or in sorted order.
+The tokens are those of `sun.decode.engine.choose` for the same logits. The two can part only where the last places of
+sums decide (these are in float64, the CPU's weights in float32): a random number within about 1e-6 of a boundary between two tokens'
+probabilities, or equal logits at the edge of top_k or top_p, or in sorted order.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sun.decode.sampling import NUCLEUS, Choice, uniform
+from sun.decode.sampling import Choice, uniform
 
 if TYPE_CHECKING:
     from sun.decode.sequence import Sequence
+
+NUCLEUS = 1024
+"""How many of the likeliest tokens are sorted before top_p (or a larger top_k) asks for more: a full sort costs milliseconds."""
 
 
 @torch.inference_mode()
