@@ -11,7 +11,8 @@ import triton_python_backend_utils as pb_utils
 
 from sun.handoff.inline import Inline
 from sun.handoff.shm import Shm
-from sun.messages import Abort, Admit, GetStats, Listen, Reply, decode_request, encode
+from sun.key import check_key
+from sun.messages import Abort, Admit, Drain, GetStats, Listen, Reply, decode_request, encode
 from sun.router.meter import STEPS_S
 from sun.settings import Place
 from sun_triton.meter import TritonMeter
@@ -57,11 +58,13 @@ class TritonPythonModel:
         from sun.decode.cpu import CpuExecutor
         from sun.decode.engine import DecodeEngine
         from sun.decode.kv_pool import KVPool
-        from sun.model.loading import load_decode
+        from sun.model.loading import load_decode, module_name
 
         place = Place(args)
         settings = place.settings(Settings)
-        base, model = load_decode(place.base_dir, settings.scheme, place.folder("weights", settings.weights))
+        own = place.folder("weights", settings.weights)
+        base, model = load_decode(place.base_dir, settings.scheme, own)
+        module = module_name(base, settings.scheme, own)
         pool = KVPool(base.geometry, settings.kv_tokens)
         self.shm, self.meter = Shm(), TritonMeter(METRICS)
         executor = CpuExecutor(model, pool, settings.threads)
@@ -75,7 +78,7 @@ class TritonPythonModel:
             self.meter.add("sun_decode_batch_tasks", len(record.tasks), worker=place.name)
             self.meter.set("sun_kv_cache_usage_ratio", 1 - pool.free_tokens / pool.budget, worker=place.name)
 
-        self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped)
+        self.engine = DecodeEngine(base, executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped, module)
 
     def execute(self, requests):
         """Answer at once, but for `Listen`, which a thread serves as long as its router has sequences here."""
@@ -96,6 +99,9 @@ class TritonPythonModel:
                 sender.send(response([self.engine.admit(message, shipment)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             case Abort(ids=ids):
                 sender.send(response([self.engine.abort(ids)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            case Drain(key=key, on=on, evict=evict):
+                check_key(key)
+                sender.send(response([self.engine.drain(on, evict)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             case GetStats(after=after):
                 sender.send(response([self.engine.stats(after)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

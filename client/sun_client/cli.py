@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from sun_client import cli_ask, cli_build, cli_eval, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune, cli_watch
+from sun_client import cli_ask, cli_build, cli_decode, cli_eval, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune, cli_watch
 from sun_client.errors import SunError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("tune", rich_help_panel="Tasks")(cli_tune.tune)
 app.command("eval", rich_help_panel="Tasks")(cli_eval.evaluate)
 app.add_typer(cli_task.app, name="task", rich_help_panel="Tasks")
 app.command("quantize", rich_help_panel="Serve")(cli_quantize.quantize)
+app.add_typer(cli_decode.app, name="decode", rich_help_panel="Serve")
 app.command("plan", rich_help_panel="Serve")(cli_plan.plan)
 app.command("serve", rich_help_panel="Serve")(cli_serve.serve)
 app.command("demo", rich_help_panel="Serve")(cli_serve.demo)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -13,7 +12,6 @@ from sun_client.cli_options import RootOption
 
 AUTO = "auto"
 ROUNDS = 7
-PARAMETER = re.compile(r'parameters\s*\{\s*key:\s*"scheme"\s*value\s*\{\s*string_value:\s*"[^"]*"\s*\}\s*\}\n?')
 
 
 def quantize(
@@ -22,7 +20,7 @@ def quantize(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a worker.")] = 1,
     text: Annotated[Path | None, typer.Option(help="A text file of your kind of traffic to measure the loss on. Default: a page that comes along.", show_default=False)] = None,
     report: Annotated[Path | None, typer.Option(help="Write the loss, layer by layer, to this JSON file.", show_default=False)] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Set it in the config.pbtxt of every decode worker; the server takes it at its next start.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Set it in the config.pbtxt of every decode worker; the server takes it at its next start, or with `sun decode replace`.")] = False,
     root: RootOption = None,
 ) -> None:
     """Measure a low-bit decode module (QSUN): step times, agreement with float32, error by layer; --apply makes workers run it."""
@@ -32,6 +30,7 @@ def quantize(
     from sun.model.quantise import FULL, SCHEMES, check_scheme
     from sun_build import quantisation
     from sun_client import show
+    from sun_client.config_file import set_parameter
     from sun_client.root import Root
     from sun_perf import steps
 
@@ -57,11 +56,5 @@ def quantize(
         report.write_bytes(msgspec.json.format(msgspec.json.encode(lost.as_dict()), indent=1) + b"\n")
     if apply:
         for config in sorted(place.models.glob("decode_*/config.pbtxt")):
-            set_scheme(config, chosen)
+            set_parameter(config, "scheme", chosen)
             print(f"{config}: scheme {chosen}")
-
-
-def set_scheme(config: Path, scheme: str) -> None:
-    """Write the parameter ``scheme`` into a decode worker's config.pbtxt, in place of an earlier one."""
-    kept = PARAMETER.sub("", config.read_text()).rstrip("\n")
-    config.write_text(f'{kept}\nparameters {{ key: "scheme" value {{ string_value: "{scheme}" }} }}\n')

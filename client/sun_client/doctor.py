@@ -72,14 +72,10 @@ class Doctor:
 
     def base(self) -> Iterator[Finding]:
         """The base model's files are those that its manifest names."""
-        from safetensors.torch import load_file
-        from transformers import AutoConfig
-
-        from sun_build.base import tensors_digest
+        from sun_build.base import checkpoint_digest
 
         manifest = self.root.manifest()
-        tensors = {name: tensor for file in sorted(self.root.base.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-        same = tensors_digest(tensors, AutoConfig.from_pretrained(self.root.base).rope_parameters) == manifest.digest
+        same = checkpoint_digest(self.root.base) == manifest.digest
         yield Finding("base", "ok" if same else "error", f"{manifest.source} {manifest.digest[:19]}",
                       "" if same else "its weights are not those that its manifest names: run `sun base` again")
 

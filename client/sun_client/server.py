@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from sun import key
 from sun_client import shm
 from sun_client.control import Control
 from sun_client.errors import ServerError
@@ -113,7 +114,7 @@ class Server:
             # A folder without Python files: the backends' stubs import from the working directory first.
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                cwd=self.log.parent, preexec_fn=lambda: _die_with(parent))
+                cwd=self.log.parent, env={**os.environ, key.VARIABLE: self._key}, preexec_fn=lambda: _die_with(parent))
         try:
             self._wait_ready(waiting)
         except BaseException:
@@ -181,11 +182,18 @@ class Server:
 
 def ready(host: str, http_port: int) -> bool:
     """Whether a Triton server says that it and all its models are ready."""
+    return answers(host, http_port) or False
+
+
+def answers(host: str, http_port: int) -> bool | None:
+    """What a Triton server says to the question whether it is `ready`; None if it says nothing."""
     try:
         with urllib.request.urlopen(f"http://{host}:{http_port}/v2/health/ready", timeout=10) as response:
             return response.status == 200
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
+    except urllib.error.HTTPError:
         return False
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None
 
 
 def why(path: Path, most: int = 8, last: int = 6) -> str:

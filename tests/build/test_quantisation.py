@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from sun_build.quantisation import ids_of, loss
 from sun_client.cli import app
-from sun_client.cli_quantize import set_scheme
+from sun_client.config_file import set_parameter
 
 TEXT = "A text of a few dozen bytes, each a token of its own."
 
@@ -37,8 +37,10 @@ def test_the_command_reports_and_applies(root, tmp_path):
     assert "int8: as asked for" in made.output and "Largest errors" in made.output
     assert json.loads((tmp_path / "r.json").read_text())["scheme"] == "int8"
     assert config.read_text() == 'backend: "sun_decode"\nparameters { key: "scheme" value { string_value: "int8" } }\n'
-    set_scheme(config, "int4")
+    set_parameter(config, "scheme", "int4")
     assert config.read_text().count("scheme") == 1 and '"int4"' in config.read_text()
+    set_parameter(config, "scheme", "")
+    assert config.read_text() == 'backend: "sun_decode"\n' and list(config.parent.iterdir()) == [config]
 
 
 def test_an_unknown_scheme_is_refused_by_name(root):

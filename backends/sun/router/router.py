@@ -188,7 +188,7 @@ class Router:
         failed: Exception | None = None
         while not active.ended:
             tokens = active.admit.params.max_tokens - len(active.tokens)
-            worker = self.pool.pick(active.admit.task, tokens, tried)
+            worker = self.pool.pick(active.admit.task, tokens, tried, active.bound)
             if worker is None:
                 return self._strand(active, failed)
             admit = active.assign(worker)
@@ -209,7 +209,12 @@ class Router:
                     tried.add(worker)
                 continue
             self.pool.report(worker, ack.load)
-            if active.accept(admit.id):
+            if ack.draining:
+                self.pool.drained(worker)
+                if active.withdraw(worker) is None:
+                    return
+                continue
+            if active.accept(admit.id, ack.module):
                 return self._listen(worker)
             return self._abort(worker, [admit.id])  # whoever ended or moved it could not know that the worker has it now
 
@@ -365,10 +370,11 @@ class Router:
             self._fail(active, RequestError("CANCELLED", "the client cancelled the request"))
         elif time.monotonic() > active.deadline:
             self._fail(active, RequestError("DEADLINE", f"deadline_s: not finished within {active.deadline_s:g} s"))
-        elif stranded is not None and self.pool.pick(active.admit.task, 0, set()) is not None:
+        elif stranded is not None and self.pool.pick(active.admit.task, 0, set(), active.bound) is not None:
             del self._stranded[active.key]
             self._starters.submit(self._run, self._assign, active)
         elif stranded is not None and time.monotonic() > stranded:
-            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker lives, for {STRANDED_S:g} s now; try again later"))
+            which = f" of the module that began the answer ({active.bound})" if active.bound else ""
+            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker{which} lives, for {STRANDED_S:g} s now; try again later"))
         elif active.ticket is not None and active.ticket.transport in self.transports:
             self.transports[active.ticket.transport].renew(active.ticket)
