@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 
+from sun.handoff.shm import published
 from sun.router.tasks import TaskRegistry
 from sun.stubs import Stubs
 from sun_client.client import SunClient
@@ -142,12 +143,8 @@ class Soak:
 
     def _idle(self) -> bool:
         """Whether all sequences, slots and tickets are given back within a while."""
-        from sun.handoff.shm import default_root
-
         for _ in range(60):
-            states = [self._client.worker_stats(worker) for worker in self._client.workers()]
-            tickets = [path for path in default_root().glob("*/*") if path.name != ".lock"]
-            if all(s.running + s.waiting == 0 and s.free_tokens == s.budget_tokens for s in states) and not tickets:
+            if self._client.idle() and not published():
                 return True
             self.supervisor.look()
             time.sleep(0.5)

@@ -54,8 +54,7 @@ class DecodeEngine:
         """Take a sequence, unless the worker drains. Raises ValueError (TicketError) naming the field if it must not or could never be decoded."""
         if not admit.prompt:
             raise ValueError("prompt: at least one token id is needed")
-        if not (0 <= min(admit.prompt) and max(admit.prompt) < self.base.vocab):
-            raise ValueError(f"prompt: token ids must be 0 to {self.base.vocab - 1}")
+        self.base.check_ids("prompt", admit.prompt)
         if not shipment:
             raise TicketError("ticket: missing; the message's second element must be the ticket")
         ticket = parse(shipment[0])
@@ -67,8 +66,7 @@ class DecodeEngine:
             raise ValueError("seed: is needed to sample (temperature is over 0); the router draws one where the client gave none")
         if len(admit.generated) >= params.max_tokens:
             raise ValueError(f"generated: {len(admit.generated)} tokens, but max_tokens is {params.max_tokens}")
-        if admit.generated and not (0 <= min(admit.generated) and max(admit.generated) < self.base.vocab):
-            raise ValueError(f"generated: token ids must be 0 to {self.base.vocab - 1}")
+        self.base.check_ids("generated", admit.generated)
         if admit.module not in ("", self.module):
             raise RuntimeError(f"module: {admit.module} began the sequence, this worker has {self.module}")
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.base.eos_ids))

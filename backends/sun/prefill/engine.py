@@ -88,8 +88,7 @@ class PrefillEngine:
         base = self.model.base
         if len(ids) > base.max_context - 2:
             raise ValueError(f"input_ids: {len(ids)} tokens, the limit is {base.max_context - 2}")
-        if ids and not (0 <= min(ids) and max(ids) < base.vocab):
-            raise ValueError(f"input_ids: token ids must be 0 to {base.vocab - 1}")
+        base.check_ids("input_ids", ids)
         job = Job(torch.tensor(ids, dtype=torch.int64), Future())
         with self._wake:
             if self._closed:
