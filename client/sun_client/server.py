@@ -120,7 +120,13 @@ class Server:
         except BaseException:
             self.stop(drain_s=0 if self._process.poll() is not None else DRAIN_S)
             raise
-        self.control.write(self._control)
+        with contextlib.suppress(OSError):  # a full disk; see `warnings`
+            self.control.write(self._control)
+
+    def warnings(self) -> Iterator[str]:
+        """What a running server has to do without."""
+        if not self._control.exists():
+            yield f"{self._control} could not be written: this server's tasks and workers cannot be changed until it is started anew"
 
     def poll(self) -> None:
         """Raise ServerError with the log's end if the server has ended."""

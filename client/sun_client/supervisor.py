@@ -99,7 +99,7 @@ class Supervisor:
             time.sleep(pause)
             try:
                 self._server.start()
-            except ServerError as error:
+            except (ServerError, OSError) as error:
                 self._say(str(error))
             else:
                 self._say("the server serves again")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sun.memory import GIB, available
 from sun.model.manifest import Geometry
 
 
@@ -23,10 +24,17 @@ class KVPool:
     """K and V of all sequences, [layers, 2, kv_heads, budget, head_dim] float32; a slot is a range of the budget.
 
     A slot is contiguous so that attention reads it in place. It is taken for a sequence's whole possible length, so a
-    sequence that was admitted always fits.
+    sequence that was admitted always fits. Raises MemoryError naming kv_tokens if there is no room for it: pages are taken only when
+    they are first written, so that a pool that is too large would be its process's death much later.
     """
 
     def __init__(self, geometry: Geometry, budget: int):
+        if budget < 1:
+            raise ValueError(f"kv_tokens: must be 1 or more, got {budget}")
+        need, free = geometry.kv_bytes(budget, 4), available()
+        if need > free:
+            raise MemoryError(f"kv_tokens: {budget} tokens of KV need {need / GIB:.1f} GiB, {free / GIB:.1f} are free; "
+                              f"{free // geometry.kv_bytes(1, 4)} would fit")
         self.budget = budget
         self.data = torch.empty(geometry.layers, 2, geometry.kv_heads, budget, geometry.head_dim)
         self._free = [Slot(0, budget)]
