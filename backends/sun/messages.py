@@ -119,6 +119,11 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
     module: str = ""
 
     @property
+    def shown_module(self) -> str:
+        """The module's name for people, its digest cut."""
+        return " ".join(word[:19] for word in self.module.split())
+
+    @property
     def idle(self) -> bool:
         """Whether it has no sequence, and every slot is free."""
         return self.running + self.waiting == 0 and self.free_tokens == self.budget_tokens

@@ -68,7 +68,7 @@ class Replacement:
         except BaseException:  # an interrupt
             self._restore(worker, before)
             raise
-        self._say(f"{worker}: {self._control.stats(worker).module[:26]}, after {time.monotonic() - began:.1f} s")
+        self._say(f"{worker}: {self._control.stats(worker).shown_module}, after {time.monotonic() - began:.1f} s")
         time.sleep(BACK_S)
 
     def _drain(self, worker: str) -> None:

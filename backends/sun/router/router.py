@@ -42,7 +42,8 @@ CLOSE_S = 5.0
 
 @dataclass(frozen=True)
 class Limits:
-    """The router's bounds: requests in flight before it refuses, tokens a sequence may have, seconds it may take.
+    """The router's bounds: requests in flight before it refuses (of one task three quarters of them, so that its flood shuts nobody out),
+    tokens a sequence may have, seconds it may take.
 
     starting: requests on their way into a worker at once. max_running_tokens: tokens, prompts and whole answers, of requests
     beyond the queue; 0 is what the living workers' KV pools hold. queue: of what waits.
@@ -91,15 +92,25 @@ class Router:
         deadline_s = min(request.deadline_s or self.limits.deadline_s, self.limits.deadline_s)
         active = Active(secrets.token_hex(8), request, client, deadline_s, self.meter)
         with self._lock:
-            full = len(self._active) >= self.limits.max_inflight
+            full = self._full(request.task)
             if not full and not self._closed.is_set():
                 self._active[active.key] = active
         if full:
-            active.fail(RequestError("UNAVAILABLE", f"max_inflight: {self.limits.max_inflight} requests are in flight, which is the limit; try again later"))
+            active.fail(RequestError("UNAVAILABLE", f"max_inflight: {full}; try again later"))
         elif self._closed.is_set():
             active.fail(RequestError("UNAVAILABLE", "the router is shutting down"))
         else:
             self._readers.submit(self._run, self._read, active)
+
+    def _full(self, task: str | None) -> str:
+        """Why a further request of the task is too many, "" if it is not."""
+        most = self.limits.max_inflight
+        if len(self._active) >= most:
+            return f"{most} requests are in flight, which is the limit"
+        most = max(1, most * 3 // 4)
+        if sum(active.request.task == task for active in list(self._active.values())) >= most:
+            return f"{most} requests of task {task!r} are in flight, which is the limit for one task"
+        return ""
 
     def close(self) -> None:
         """End what is in flight with an error and stop."""
