@@ -135,7 +135,7 @@ def test_the_decode_module_is_replaced_while_streams_go_on_and_none_mixes_two(wa
         with pytest.raises(ServerError, match="kv_tokens(?s:.)*decode_0 serves as before; replaced before it: none"):
             replace(kv_tokens="few")
         assert {path: path.read_text() for path in configs.values()} == before
-        replace(scheme="int8")
+        replace(scheme="int4")
     finally:
         done.set()
         asking.result()

@@ -17,8 +17,8 @@ from sun.model.llama import Llama
 from sun.model.weights import Linear
 
 log = logging.getLogger("sun.decode")
-KERNELS = 8
-"""More than there are of `sun.decode.kernels` in a step."""
+KERNELS = 32
+"""More than a step has kernels, of all the types that they are called with."""
 
 
 class Fused:
