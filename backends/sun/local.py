@@ -11,7 +11,7 @@ from sun.decode.kv_pool import KVPool
 from sun.handoff.inline import Inline
 from sun.handoff.transport import Transport
 from sun.messages import NO_STEPS, Ack, Admit, Stats, StepEvents
-from sun.model.loading import load_decode, load_prefill
+from sun.model.loading import load_decode, load_prefill, module_name
 from sun.model.quantise import FULL
 from sun.prefill.engine import PrefillEngine
 
@@ -33,9 +33,11 @@ class LocalFleet:
             task, module = load_prefill(base_dir, folder, prefill_scheme)
             self.prefills[name] = PrefillEngine(module, task, transport, token_budget)
         self.decodes: dict[str, DecodeEngine] = {}
+        module = module_name(base, scheme, own)
         for i in range(workers):
             pool = KVPool(base.geometry, kv_tokens)
-            self.decodes[f"decode_{i}"] = DecodeEngine(base, CpuExecutor(model, pool, threads or 1), pool, [transport], max_batch, threads)
+            executor = CpuExecutor(model, pool, threads or 1)
+            self.decodes[f"decode_{i}"] = DecodeEngine(base, executor, pool, [transport], max_batch, threads, module=module)
 
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """See `Fleet.prefill`."""

@@ -12,6 +12,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit", forbid_unkno
 
     id: unique per sequence. router: where its events go. prompt: token ids x1..xn; the ticket holds K and V of all but the last.
     generated: what another worker has sampled already; it is replayed, not sampled again, and no event tells of it.
+    module: the decode module that sampled it; a worker with another one refuses.
     """
 
     id: str
@@ -20,6 +21,7 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit", forbid_unkno
     prompt: list[int]
     params: SamplingParams
     generated: list[int] = []
+    module: str = ""
 
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort", forbid_unknown_fields=True):
@@ -48,13 +50,29 @@ class GetStats(msgspec.Struct, frozen=True, kw_only=True, tag="stats", forbid_un
     after: int = 0
 
 
-Request = Admit | Abort | Listen | GetStats
+class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain", forbid_unknown_fields=True):
+    """Take no new sequences, or take them again (``on`` false). For operators: key is the server's, see `sun.key.check_key`.
+
+    evict: also drop those that are here, for their routers to find other workers of the same module.
+    """
+
+    key: str
+    on: bool = True
+    evict: bool = False
+
+
+Request = Admit | Abort | Listen | GetStats | Drain
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
-    """An `Admit` or `Abort` was taken. load: tokens that this worker's sequences may still generate."""
+    """An `Admit`, `Abort` or `Drain` was taken; but an `Admit` was not if the worker is ``draining``.
+
+    load: tokens that this worker's sequences may still generate. module: what it decodes with; two of one name give the same bits.
+    """
 
     load: int
+    draining: bool = False
+    module: str = ""
 
 
 class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -88,7 +106,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
-    """A worker's state. Tokens count KV slots; steps are the latest ones, oldest first."""
+    """A worker's state. Tokens count KV slots; steps are the latest ones, oldest first. draining, module: as in `Ack`."""
 
     running: int
     waiting: int
@@ -97,6 +115,18 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
     budget_tokens: int
     step: int
     steps: list[StepRecord]
+    draining: bool = False
+    module: str = ""
+
+    @property
+    def shown_module(self) -> str:
+        """The module's name for people, its digest cut."""
+        return " ".join(word[:19] for word in self.module.split())
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no sequence, and every slot is free."""
+        return self.running + self.waiting == 0 and self.free_tokens == self.budget_tokens
 
 
 Reply = Ack | StepEvents | Stats

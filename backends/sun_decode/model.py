@@ -12,7 +12,8 @@ import triton_python_backend_utils as pb_utils
 from sun import door
 from sun.handoff.inline import Inline
 from sun.handoff.shm import Shm
-from sun.messages import Abort, Admit, GetStats, Listen, Reply, decode_request, encode
+from sun.key import check_key
+from sun.messages import Abort, Admit, Drain, GetStats, Listen, Reply, decode_request, encode
 from sun.router.meter import STEPS_S
 from sun.settings import Place
 from sun_triton.meter import TritonMeter
@@ -21,7 +22,6 @@ METRICS = {
     "sun_decode_step_seconds": ("A decode step's time, by worker: the time between two tokens of all its sequences", STEPS_S),
     "sun_decode_batch_size": ("Sequences in a decode step, by worker", (1, 2, 4, 8, 16, 32, 64, 128)),
     "sun_decode_batch_tasks": ("Different tasks in a decode step, by worker", (1, 2, 4, 8, 16, 32)),
-    "sun_kv_cache_usage_ratio": ("Share of the KV pool's tokens that is taken, by worker", ()),
 }
 """See `sun.router.meter.METRICS`."""
 
@@ -65,11 +65,11 @@ class TritonPythonModel:
         # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
         from sun.decode.engine import DecodeEngine
         from sun.decode.executors import load
+        from sun.model.loading import module_name
 
         device = place.device(settings.executor)
-        loaded = load(settings.executor, place.base_dir, settings.scheme, place.folder("weights", settings.weights), settings.kv_tokens,
-                      settings.max_batch, settings.threads, device)
-        pool = loaded.pool
+        own = place.folder("weights", settings.weights)
+        loaded = load(settings.executor, place.base_dir, settings.scheme, own, settings.kv_tokens, settings.max_batch, settings.threads, device)
         self.shm, self.meter = Shm(), TritonMeter(METRICS)
         # glibc keeps the float32 copies that packing went through, 460 MB of them for a low-bit scheme.
         ctypes.CDLL(None).malloc_trim(0)
@@ -78,10 +78,10 @@ class TritonPythonModel:
             self.meter.add("sun_decode_step_seconds", record.ms / 1e3, worker=place.name)
             self.meter.add("sun_decode_batch_size", sum(record.tasks.values()), worker=place.name)
             self.meter.add("sun_decode_batch_tasks", len(record.tasks), worker=place.name)
-            self.meter.set("sun_kv_cache_usage_ratio", 1 - pool.free_tokens / pool.budget, worker=place.name)
 
         self.engine = DecodeEngine(
-            loaded.base, loaded.executor, pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped, loaded.pick)
+            loaded.base, loaded.executor, loaded.pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped, loaded.pick,
+            module_name(loaded.base, settings.scheme, own))
 
     def execute(self, requests):
         """Answer at once, but for `Listen`, which a thread serves as long as its router has sequences here."""
@@ -90,7 +90,7 @@ class TritonPythonModel:
             message, *shipment = [bytes(part) for part in pb_utils.get_input_tensor_by_name(request, "message").as_numpy().reshape(-1)] or [b""]
             try:
                 decoded = decode_request(message)
-                if not isinstance(decoded, GetStats):  # for `sun stats`; it tells what the metrics do
+                if not isinstance(decoded, (GetStats, Drain)):  # for `sun stats`, which tells what the metrics do; and this has a key of its own
                     door.check(request.parameters())
                 self._answer(decoded, shipment, sender)
             except Exception as error:
@@ -105,6 +105,9 @@ class TritonPythonModel:
                 sender.send(response([self.engine.admit(message, shipment)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             case Abort(ids=ids):
                 sender.send(response([self.engine.abort(ids)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            case Drain(key=key, on=on, evict=evict):
+                check_key(key)
+                sender.send(response([self.engine.drain(on, evict)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             case GetStats(after=after):
                 sender.send(response([self.engine.stats(after)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import triton_python_backend_utils as pb_utils
 
 from sun import door
+from sun.handoff.transport import NO_ROOM
 from sun.router.errors import Gone, RequestError
 from sun.stubs import Stubs
 
@@ -92,6 +93,8 @@ class Calls:
             self._keep(responses)
         if error is not None and NOT_READY in error.message():
             raise Gone(f"{model}: {error.message()}")
+        if error is not None and NO_ROOM in error.message():  # its code is lost where the called model is not decoupled (Triton 24.10)
+            raise RequestError("UNAVAILABLE", f"{model}: {error.message()}")
         if error is not None:
             raise RequestError(router_code(error.code()), f"{model}: {error.message()}")
 

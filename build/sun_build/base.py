@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -59,6 +60,12 @@ def tensors_digest(tensors: dict[str, Tensor], rope: dict) -> str:
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
         digest.update(memoryview(tensors[name].contiguous().numpy()).cast("B"))
     return f"sha256:{digest.hexdigest()}"
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """The `tensors_digest` of a checkpoint on disk, with a config.json beside its safetensors files."""
+    tensors = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    return tensors_digest(tensors, AutoConfig.from_pretrained(folder).rope_parameters)
 
 
 def build_base(source: str, out: str | Path, prompt: PromptSettings, revision: str | None = None) -> BaseManifest:

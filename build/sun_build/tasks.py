@@ -78,9 +78,10 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
             shutil.copyfile(source / INDEX_FILE, prefill / "1" / INDEX_FILE)
         write_manifest(prefill / "1", manifest)
         load_prefill(base_dir, prefill / "1")  # what the server will do: anything that does not fit is refused here
-        remove_task(repository, name, missing_ok=True)
         for folder in (prefill, ensemble):
-            folder.rename(repository / folder.name)
+            if (target := repository / folder.name).exists():
+                target.rename(Path(scratch) / f"old_{folder.name}")
+            folder.rename(target)
     return manifest
 
 
@@ -101,9 +102,8 @@ def check_known(repository: Path, name: str) -> None:
         raise ValueError(f"name: there is no task {name[:64]!r}; the tasks here are {', '.join(names) or 'none'}")
 
 
-def remove_task(repository: Path, name: str, missing_ok: bool = False) -> None:
+def remove_task(repository: Path, name: str) -> None:
     """Delete a task's entries. Raises ValueError naming the tasks there are if there is no such task."""
-    if not missing_ok:
-        check_known(repository, name)
+    check_known(repository, name)
     for folder in (f"prefill_{name}", name):
         shutil.rmtree(repository / folder, ignore_errors=True)

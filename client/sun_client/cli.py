@@ -7,7 +7,9 @@ import sys
 
 import typer
 
-from sun_client import cli_ask, cli_build, cli_eval, cli_export, cli_key, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune, cli_watch
+from sun_client import (
+    cli_ask, cli_build, cli_decode, cli_eval, cli_export, cli_key, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune, cli_watch,
+)
 from sun_client.errors import SunError
 
 app = typer.Typer(
@@ -27,6 +29,7 @@ app.add_typer(cli_task.app, name="task", rich_help_panel="Tasks")
 app.add_typer(cli_key.app, name="key", rich_help_panel="Serve")
 app.command("export", rich_help_panel="Serve")(cli_export.export)
 app.command("quantize", rich_help_panel="Serve")(cli_quantize.quantize)
+app.add_typer(cli_decode.app, name="decode", rich_help_panel="Serve")
 app.command("plan", rich_help_panel="Serve")(cli_plan.plan)
 app.command("serve", rich_help_panel="Serve")(cli_serve.serve)
 app.command("demo", rich_help_panel="Serve")(cli_serve.demo)

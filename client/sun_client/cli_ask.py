@@ -79,7 +79,7 @@ def stats(url: UrlOption = URL) -> None:
     """Show what each decode worker of a running server is doing.
 
     load: tokens that its sequences may still generate. KV used: in tokens, of the worker's budget. ms/step: mean of the last 20 steps.
-    last step: how many sequences of each task it held.
+    module: number format and digest. last step: how many sequences of each task it held.
     """
     from rich.console import Console
     from rich.table import Column, Table
@@ -87,7 +87,7 @@ def stats(url: UrlOption = URL) -> None:
     from sun_client.client import SunClient
 
     numbers = ("running", "waiting", "load", "KV used", "steps", "ms/step")
-    table = Table("worker", *(Column(name, justify="right") for name in numbers), "last step")
+    table = Table("worker", "module", *(Column(name, justify="right") for name in numbers), "last step")
     broken = []
     try:
         with SunClient(url) as client:
@@ -107,6 +107,7 @@ def _state(state: Stats) -> tuple[str, ...]:
     """A worker's row."""
     recent = state.steps[-20:]
     return (
+        state.shown_module + (", drains" if state.draining else ""),
         str(state.running), str(state.waiting), str(state.load), f"{state.budget_tokens - state.free_tokens}/{state.budget_tokens}",
         str(state.step), f"{sum(step.ms for step in recent) / len(recent):.1f}" if recent else "-",
         ", ".join(f"{task} {count}" for task, count in sorted(recent[-1].tasks.items())) if recent else "-")

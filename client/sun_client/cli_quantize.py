@@ -20,7 +20,7 @@ def quantize(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a worker.")] = 1,
     text: Annotated[Path | None, typer.Option(help="A text file of your kind of traffic to measure the loss on. Default: a page that comes along.", show_default=False)] = None,
     report: Annotated[Path | None, typer.Option(help="Write the loss, layer by layer, to this JSON file.", show_default=False)] = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Set it in the config.pbtxt of every decode worker; the server takes it at its next start.")] = False,
+    apply: Annotated[bool, typer.Option("--apply", help="Set it in the config.pbtxt of every decode worker; the server takes it at its next start, or with `sun decode replace`.")] = False,
     root: RootOption = None,
 ) -> None:
     """Measure a low-bit decode module (QSUN): step times, agreement with float32, error by layer; --apply makes workers run it."""
@@ -30,8 +30,8 @@ def quantize(
     from sun.model.calibration import TEXT
     from sun.model.quantise import FULL, SCHEMES, check_scheme
     from sun_build import quantisation
-    from sun_build.parameters import set_parameter
     from sun_client import show
+    from sun_client.config_file import set_parameter
     from sun_client.root import Root
     from sun_perf import steps
 

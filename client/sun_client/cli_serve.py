@@ -31,6 +31,7 @@ def serve(
     """Serve all tasks of the repository until Ctrl-C or SIGTERM. What dies meanwhile is started anew."""
     from sun.router.tasks import TaskRegistry
     from sun_client import show
+    from sun_client.doctor import Doctor
     from sun_client.root import Root
     from sun_client.server import Ports, Server, Tls, interruptible
     from sun_client.supervisor import Supervisor
@@ -45,6 +46,9 @@ def serve(
     with interruptible():
         try:
             show.start(server)
+            scarce = [f"{finding.check}: {finding.seen}; {finding.advice}" for finding in Doctor(place).shared_memory() if finding.state != "ok"]
+            for line in (*scarce, *server.warnings()):
+                print(f"Warning: {line}", file=sys.stderr, flush=True)
             task = names[0] if names else "TASK"
             ask = f"sun ask --task {task} \"...\"" + ("" if grpc_port == 8001 and not tls_cert else f" --url {url}")
             print(WAYS_IN.format(

@@ -115,6 +115,12 @@ class SunClient:
         replies = [bytes(r) for response in self._call(request, timeout) for r in response.as_numpy("reply").reshape(-1)]
         return decode_reply(replies[0])
 
+    def idle(self) -> bool:
+        """Whether no decode worker has a sequence, and all their slots are free. Raises SunError."""
+        from sun.messages import NO_STEPS
+
+        return all(self.worker_stats(worker, after=NO_STEPS).idle for worker in self.workers())
+
     def _pieces(self, task: str, text: str | None, messages: list[dict] | None, sampling: dict[str, Any] | None, timeout: float | None,
                 stream: bool, request_id: str, traceparent: str) -> Iterator[Piece]:
         sampling = sampling or {}

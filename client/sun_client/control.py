@@ -5,17 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sun_client.errors import ServerError
+
+if TYPE_CHECKING:
+    from sun.messages import Ack, Reply, Request, Stats
 
 HEADER = "sun-admin"
 """The key's name in an HTTP header; in gRPC's metadata it is `triton-grpc-protocol-sun-admin`."""
 RESTRICTED = "model-repository,logging,shared-memory,trace"
 """Triton's protocols that need the key: who has them can load models, read and write memory and files."""
 LOAD_S = 300.0
+TRACEBACK = "\n\nAt:\n"
+"""In Triton's words for an exception in a model, what comes before where it was raised."""
+ANSWER_S = 30.0
+"""For a worker, which answers at once."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,31 @@ class Control:
         """Unload models; what they have begun they finish. Raises ServerError."""
         self._call("unload_model", models)
 
+    def drain(self, worker: str, on: bool = True, evict: bool = False) -> Ack:
+        """See `sun.messages.Drain`. Raises ServerError."""
+        from sun.messages import Drain
+
+        return self._ask(worker, Drain(key=self.key, on=on, evict=evict))
+
+    def stats(self, worker: str) -> Stats:
+        """A decode worker's state, without steps. Raises ServerError."""
+        from sun.messages import NO_STEPS, GetStats
+
+        return self._ask(worker, GetStats(after=NO_STEPS))
+
+    def _ask(self, worker: str, message: Request) -> Reply:
+        from sun.messages import decode_reply, encode
+
+        request = urllib.request.Request(f"http://{self.host}:{self.http_port}/v2/models/{worker}/generate",
+                                         json.dumps({"message": encode(message).decode()}).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+                return decode_reply(json.load(response)["reply"].encode())
+        except urllib.error.HTTPError as error:
+            raise ServerError(f"{worker}: {error.read(1000).decode(errors='replace')}") from error
+        except OSError as error:
+            raise ServerError(f"{worker}: {error}") from error
+
     def _call(self, what: str, models: tuple[str, ...]) -> None:
         # Here, because it brings gevent, and every command that shows progress comes by this file.
         import tritonclient.http
@@ -65,4 +100,4 @@ class Control:
                 try:
                     getattr(client, what)(model, headers={HEADER: self.key})
                 except (InferenceServerException, OSError) as error:
-                    raise ServerError(f"{model}: {error}") from error
+                    raise ServerError(f"{model}: {str(error).partition(TRACEBACK)[0]}") from error

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sun.memory import GIB, available
 from sun_client.root import Root
 from sun_client.server import Ports
-
-GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,10 @@ class Doctor:
 
     def base(self) -> Iterator[Finding]:
         """The base model's files are those that its manifest names."""
-        from safetensors.torch import load_file
-        from transformers import AutoConfig
-
-        from sun_build.base import tensors_digest
+        from sun_build.base import checkpoint_digest
 
         manifest = self.root.manifest()
-        tensors = {name: tensor for file in sorted(self.root.base.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-        same = tensors_digest(tensors, AutoConfig.from_pretrained(self.root.base).rope_parameters) == manifest.digest
+        same = checkpoint_digest(self.root.base) == manifest.digest
         yield Finding("base", "ok" if same else "error", f"{manifest.source} {manifest.digest[:19]}",
                       "" if same else "its weights are not those that its manifest names: run `sun base` again")
 
@@ -115,12 +110,10 @@ class Doctor:
 
     def memory(self) -> Iterator[Finding]:
         """Room for the workers' weights and KV pools."""
-        import psutil
-
         workers = [path for path in self.root.models.glob("decode_*") if path.is_dir()]
         weights = sum(file.stat().st_size for file in self.root.base.glob("*.safetensors"))
         need = len(workers) * (2 * weights + self.root.manifest().geometry.kv_bytes(16384, 4))
-        free = psutil.virtual_memory().available
+        free = available()
         yield Finding("memory", "ok" if free >= need else "warning", f"{free / GIB:.1f} GiB free, {len(workers)} decode workers may need {need / GIB:.1f}",
                       "" if free >= need else "fewer workers, a smaller kv_tokens, or `sun quantize --apply`")
 

@@ -18,9 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from sun import key
 from sun.door import ENV as DOOR
 from sun_client import shm
-from sun_client.config import parameter
+from sun_client.config_file import parameter
 from sun_client.control import Control
 from sun_client.errors import ServerError
 
@@ -105,7 +106,7 @@ class Server:
     @property
     def environment(self) -> dict[str, str]:
         """The process's environment: ours, and what its models are to know."""
-        return {**os.environ, REQUEST_LOG: str(self.request_log), **({DOOR: self._door} if self.keys_needed else {})}
+        return {**os.environ, key.VARIABLE: self._key, REQUEST_LOG: str(self.request_log), **({DOOR: self._door} if self.keys_needed else {})}
 
     @property
     def command(self) -> list[str]:
@@ -155,7 +156,13 @@ class Server:
         except BaseException:
             self.stop(drain_s=0 if self._process.poll() is not None else DRAIN_S)
             raise
-        self.control.write(self._control)
+        with contextlib.suppress(OSError):  # a full disk; see `warnings`
+            self.control.write(self._control)
+
+    def warnings(self) -> Iterator[str]:
+        """What a running server has to do without."""
+        if not self._control.exists():
+            yield f"{self._control} could not be written: this server's tasks and workers cannot be changed until it is started anew"
 
     def poll(self) -> None:
         """Raise ServerError with the log's end if the server has ended."""
@@ -217,11 +224,18 @@ class Server:
 
 def ready(host: str, http_port: int) -> bool:
     """Whether a Triton server says that it and all its models are ready."""
+    return answers(host, http_port) or False
+
+
+def answers(host: str, http_port: int) -> bool | None:
+    """What a Triton server says to the question whether it is `ready`; None if it says nothing."""
     try:
         with urllib.request.urlopen(f"http://{host}:{http_port}/v2/health/ready", timeout=10) as response:
             return response.status == 200
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
+    except urllib.error.HTTPError:
         return False
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return None
 
 
 def why(path: Path, most: int = 8, last: int = 6) -> str:

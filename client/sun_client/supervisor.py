@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from sun.stubs import Stubs
 from sun_client.errors import ServerError
-from sun_client.server import Server, ready
+from sun_client.server import Server, answers
 
 HUNG_S = 30.0
-"""A server that does not say that it is ready for so long, though no model is being loaded, hangs."""
+"""A server that does not say for so long whether it is ready hangs. While a model is being loaded it says that it is not."""
 SETTLE_S = 2.0
 """Before a dead model is unloaded: Triton takes a second to fail the calls that its process had, and they still need the model."""
 ROUTER = "sun"
@@ -83,10 +83,10 @@ class Supervisor:
         self._say(f"model {model}: given up")
 
     def _look_for_a_hang(self) -> None:
-        if self._healing or ready(self._server.http_host, self._server.ports.http):
+        if answers(self._server.http_host, self._server.ports.http) is not None:
             self._answered = time.monotonic()
         elif time.monotonic() - self._answered > HUNG_S:
-            self._restart(f"tritonserver has not been ready for {HUNG_S:g} s")
+            self._restart(f"tritonserver has not answered for {HUNG_S:g} s")
 
     def _restart(self, why: str) -> None:
         self._say(why)
@@ -99,7 +99,7 @@ class Supervisor:
             time.sleep(pause)
             try:
                 self._server.start()
-            except ServerError as error:
+            except (ServerError, OSError) as error:
                 self._say(str(error))
             else:
                 self._say("the server serves again")

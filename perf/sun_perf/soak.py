@@ -13,26 +13,25 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 
+from sun.handoff.shm import published
 from sun.router.tasks import TaskRegistry
 from sun.stubs import Stubs
 from sun_client.client import SunClient
 from sun_client.errors import SunError
-from sun_client.server import Ports, Server, interruptible
+from sun_client.server import Server
 from sun_client.show import say
 from sun_client.supervisor import Supervisor
 from sun_perf.machine import commit, machine
+from sun_perf.own_server import ROOT, own_server
 
-ROOT = Path(__file__).parents[2]
 PROMPTS = ("find big files", "My card was swallowed by the machine", "Tom has 3 boxes of 12 eggs and breaks 5. How many are whole?", "hello " * 60)
 SAMPLINGS = ({"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}, {"temperature": 1.1, "seed": 3, "top_k": 8, "repetition_penalty": 1.2})
 LENGTHS = (4, 24, 64)
@@ -142,12 +141,8 @@ class Soak:
 
     def _idle(self) -> bool:
         """Whether all sequences, slots and tickets are given back within a while."""
-        from sun.handoff.shm import default_root
-
         for _ in range(60):
-            states = [self._client.worker_stats(worker) for worker in self._client.workers()]
-            tickets = [path for path in default_root().glob("*/*") if path.name != ".lock"]
-            if all(s.running + s.waiting == 0 and s.free_tokens == s.budget_tokens for s in states) and not tickets:
+            if self._client.idle() and not published():
                 return True
             self.supervisor.look()
             time.sleep(0.5)
@@ -170,15 +165,10 @@ def main() -> None:
     parser.add_argument("--kill-every", type=float, default=60.0, help="seconds between two kills (default 60)")
     parser.add_argument("--port", type=int, default=18300, help="first of three free ports (default 18300)")
     args = parser.parse_args()
-    with interruptible(), tempfile.TemporaryDirectory() as scratch:
-        root = Path(scratch)
-        for name in ("model_repository", "backends", "build"):
-            (root / name).symlink_to(ROOT / name)
-        with Server(root, Ports(args.port, args.port + 1, args.port + 2)) as server:
-            soak = Soak(server, TaskRegistry(root / "model_repository").names(), say)
-            soak.refer()
-            report = soak.run(60 * args.minutes, args.kill_every)
-            server.stop(drain_s=0)
+    with own_server(args.port) as server:
+        soak = Soak(server, TaskRegistry(server.root / "model_repository").names(), say)
+        soak.refer()
+        report = soak.run(60 * args.minutes, args.kill_every)
     report |= {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), "left": server.leftovers()}
     (ROOT / "perf" / "results" / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
     say(json.dumps({name: report[name] for name in ("counts", "grown", "idle_at_the_end", "left")}))

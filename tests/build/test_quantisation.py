@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sun_build.quantisation import ids_of, loss
 from sun_client.cli import app
-from sun_build.parameters import set_parameter
+from sun_client.config_file import set_parameter
 
 TEXT = "A text of a few dozen bytes, each a token of its own."
 
@@ -40,6 +40,8 @@ def test_the_command_reports_and_applies(root, tmp_path):
     assert config.read_text() == 'backend: "sun_decode"\nparameters { key: "scheme" value { string_value: "int8" } }\n'
     set_parameter(config, "scheme", "int4")
     assert config.read_text().count("scheme") == 1 and '"int4"' in config.read_text()
+    set_parameter(config, "scheme", "")
+    assert config.read_text() == 'backend: "sun_decode"\n' and list(config.parent.iterdir()) == [config]
 
 
 def test_a_scheme_whose_package_is_missing_is_left_out_and_refused_where_asked_for(root, monkeypatch):

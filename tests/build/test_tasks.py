@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,3 +87,24 @@ def test_weights_of_another_base_or_changed_ones_are_refused_by_field(repository
 def test_a_folder_without_weights_is_refused(repository, base_dir, tmp_path):
     with pytest.raises(ValueError, match="^weights: "):
         add_task(repository, base_dir, "mine", tmp_path)
+
+
+@pytest.mark.parametrize("fits", [0, 1])
+def test_a_full_disk_leaves_the_old_version_whole_and_no_half_folder(repository, base_dir, tmp_path, monkeypatch, fits):
+    before = add_task(repository, base_dir, "mine")
+    copy, copied = shutil.copyfile, []
+
+    def full(source, target):
+        copied.append(target)
+        if len(copied) > fits:
+            Path(target).write_bytes(Path(source).read_bytes()[:100])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        return copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir))
+    with pytest.raises(OSError, match="No space left on device"):
+        add_task(repository, base_dir, "new", tmp_path / "adapter")
+    assert names(repository) == ["mine", "prefill_mine", "sun"] and TaskRegistry(repository).get("mine") == before
+    assert [path.name for path in repository.parent.iterdir() if path.name.startswith(".task-")] == []

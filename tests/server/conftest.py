@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sun.handoff.shm import default_root
+from sun.handoff.shm import published
 from sun_build.tasks import add_task
 from sun_client.client import SunClient
 from sun_client.server import Ports, Server
@@ -76,11 +76,6 @@ def sun(*words: str, check: bool = True) -> str:
     return subprocess.run([sys.executable, "-m", "sun_client.cli", *words], check=check, capture_output=True, text=True, env=WIDE).stdout
 
 
-def tickets() -> list[Path]:
-    """Published KV that nobody has released yet."""
-    return [path for path in default_root().glob("*/*") if path.name != ".lock"]
-
-
 @pytest.fixture(scope="session")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository that the tests' server serves."""
@@ -118,9 +113,4 @@ def http(server: Server) -> str:
 @pytest.fixture
 def idle(client: SunClient) -> Callable[[], bool]:
     """A function: whether no worker holds a sequence or a slot and no ticket lies in shared memory."""
-
-    def idle() -> bool:
-        states = [client.worker_stats(worker) for worker in client.workers()]
-        return all(s.running + s.waiting == 0 and s.free_tokens == s.budget_tokens for s in states) and not tickets()
-
-    return idle
+    return lambda: client.idle() and not published()

@@ -9,7 +9,8 @@ import time
 import pytest
 import requests
 
-from tests.server.conftest import tickets, wait_until
+from sun.handoff.shm import published
+from tests.server.conftest import wait_until
 
 ENDLESS = {"max_tokens": 3000, "ignore_eos": True, "temperature": 0}
 
@@ -18,7 +19,7 @@ def test_cancel_in_mid_stream_frees_slot_and_ticket(client, idle):
     stream = client.stream("bash", "find big files", sampling=ENDLESS)
     next(stream)
     assert not idle()
-    assert tickets()
+    assert published()
     stream.close()
     assert wait_until(idle)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 from sun.stubs import Stubs
 from sun_client.client import SunClient
-from sun_client.errors import SunError
+from sun_client.errors import ServerError, SunError
+from sun_client.replacement import Replacement
 from sun_client.server import Server
 from sun_client.supervisor import Supervisor
 from tests.server.conftest import SHIPPED, free_ports, wait_until
@@ -112,6 +114,38 @@ def test_a_killed_prefill_fails_its_own_requests_with_an_error_and_no_others(wat
     assert long["math"].result() == expected["math", 0]
     watched.healed("prefill_bash")
     assert watched.ask("bash", {"temperature": 0}).result() == expected["bash", 0]
+
+
+def test_the_decode_module_is_replaced_while_streams_go_on_and_none_mixes_two(watched, expected, root):
+    configs = {path.parent.name: path for path in sorted((root / "model_repository").glob("decode_*/config.pbtxt"))}
+    before = {path: path.read_text() for path in configs.values()}
+    done, answers = threading.Event(), []
+
+    def ask_on() -> None:
+        while not done.is_set():
+            answers.append(watched.ask_all())
+            for answer in answers[-1].values():
+                answer.exception()
+
+    def replace(**values: str) -> None:
+        Replacement(watched.server.control, configs, values, HEAL_S, lambda line: None).run()
+
+    asking = watched.pool.submit(ask_on)
+    try:
+        with pytest.raises(ServerError, match="kv_tokens(?s:.)*decode_0 serves as before; replaced before it: none"):
+            replace(kv_tokens="few")
+        assert {path: path.read_text() for path in configs.values()} == before
+        replace(scheme="int4")
+    finally:
+        done.set()
+        asking.result()
+        for path, text in before.items():
+            path.write_text(text)  # for the other servers of this repository
+    after = {key: future.result() for key, future in watched.ask_all().items()}
+    assert after != expected and len(answers) > 2
+    for answer in answers:
+        for key, future in answer.items():
+            assert future.result() in (expected[key], after[key]), "two modules in one answer"
 
 
 @pytest.mark.parametrize("victim", ["router", "server"])

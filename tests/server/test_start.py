@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +14,8 @@ import pytest
 
 from sun_build.tasks import add_task
 from sun_client import shm
+from sun_client.config_file import set_parameter
+from sun_client.control import Control
 from sun_client.errors import ServerError
 from sun_client.server import Server, Tls, ready
 from tests.server.conftest import REPO, free_ports, make_root, wait_until
@@ -70,6 +74,23 @@ def test_a_task_tuned_for_another_base_is_refused_by_field(tmp_path):
     manifest = root / "model_repository" / "prefill_mine" / "1" / "task.json"
     manifest.write_text(re.sub(r'"base_digest": "sha256:....', '"base_digest": "sha256:dead', manifest.read_text()))
     assert "task.json base_digest" in refusal(root)
+
+
+def test_without_room_for_its_controls_file_the_server_serves_and_says_so(tmp_path, monkeypatch):
+    def full(control, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Control, "write", full)
+    with Server(only(make_root(tmp_path / "root"), "tokenize"), free_ports()) as server:
+        (warning,) = server.warnings()
+        assert server.running and "control" in warning and "could not be written" in warning
+    assert server.leftovers() == []
+
+
+def test_a_kv_pool_that_does_not_fit_keeps_the_server_from_starting_and_says_what_would(tmp_path):
+    root = only(make_root(tmp_path / "root"), "decode_0")
+    set_parameter(root / "model_repository" / "decode_0" / "config.pbtxt", "kv_tokens", str(10**9))
+    assert re.search(r"kv_tokens: 1000000000 tokens of KV need \d+\.\d GiB, .* would fit", refusal(root))
 
 
 def test_the_readmes_plain_tritonserver_line_serves(tmp_path):

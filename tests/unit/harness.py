@@ -13,7 +13,7 @@ from sun.decode.executor import Executor, TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.decode.params import SamplingParams
 from sun.handoff.inline import Inline
-from sun.handoff.shm import Shm
+from sun.handoff.shm import Shm, published
 from sun.handoff.transport import Transport
 from sun.local import LocalFleet
 from sun.messages import Ack, Admit, TokenEvent
@@ -33,7 +33,7 @@ OPEN_ENDED = {"ignore_eos": True, "max_tokens": 400}
 
 def files(shm: Shm) -> int:
     """Published KV that nobody has released."""
-    return sum(entry.name != ".lock" for entry in shm.owner.iterdir())
+    return len(published(shm.root))
 
 
 def within(call: Callable[[], Any]) -> Any:

@@ -147,3 +147,21 @@ def test_weights_beyond_float16_stay_float32():
 @given(st.floats(-200, 88, width=32))
 def test_the_exponential_is_right_to_its_last_places(x):
     assert kernels.exponential(np.float32(x)) == pytest.approx(max(np.exp(np.float64(x)), np.exp(-87.0)), rel=3e-7)
+
+
+def test_where_compiled_kernels_cannot_be_kept_the_worker_starts_all_the_same(base_dir, monkeypatch):
+    base, model = load_decode(base_dir)
+    attention, full = kernels.attention, [OSError(28, "No space left on device")] * 2
+
+    def compiled_but_not_kept(*arguments):
+        if full:
+            raise full.pop()
+        return attention(*arguments)
+
+    monkeypatch.setattr(kernels, "attention", compiled_but_not_kept)
+    pool = KVPool(base.geometry, 50)
+    executor = CpuExecutor(model, pool)
+    assert pool.free_tokens == 50 and executor.step([5], [0], [pool.take(4)]).isfinite().all()
+    full += [OSError(5, "Input/output error")] * 99
+    with pytest.raises(OSError, match="Input/output error"):
+        CpuExecutor(model, pool)

@@ -301,13 +301,14 @@ def test_sampling_without_a_seed_is_refused_and_disturbs_nobody(bench, plain):
     assert it.answers() == {"good": greedy(plain, PROMPT)}
 
 
-def test_a_step_that_fails_ends_its_sequences_with_an_error_and_the_worker_goes_on(bench, plain):
+@pytest.mark.parametrize("error", [RuntimeError("out of luck"), MemoryError("out of luck")])
+def test_a_step_that_fails_ends_its_sequences_with_an_error_and_the_worker_goes_on(bench, plain, error):
     it = bench()
     step = it.gate.inner.step
 
     def broken(*args):
         it.gate.inner.step = step
-        raise RuntimeError("out of luck")
+        raise error
 
     it.gate.inner.step = broken
     it.admit("a", PROMPT)

@@ -89,3 +89,16 @@ def test_a_view_is_the_slots_memory_and_nobody_elses():
     assert torch.count_nonzero(it.view(first, 10)) == 0
     assert torch.count_nonzero(it.data) == 2 * 2 * 2 * 4 * 4
     assert torch.all(it.data[:, :, :, second.start : second.start + 4] == 1.0)
+
+
+def test_a_pool_that_does_not_fit_into_memory_is_refused_saying_what_would(monkeypatch):
+    monkeypatch.setattr("sun.decode.kv_pool.available", lambda: GEOMETRY.kv_bytes(100, 4))
+    assert KVPool(GEOMETRY, 100).free_tokens == 100
+    with pytest.raises(MemoryError, match="^kv_tokens: 101 tokens of KV need .* GiB, .* are free; 100 would fit"):
+        KVPool(GEOMETRY, 101)
+
+
+@pytest.mark.parametrize("budget", [0, -5])
+def test_a_pool_of_nothing_is_refused_by_name(budget):
+    with pytest.raises(ValueError, match=f"^kv_tokens: must be 1 or more, got {budget}"):
+        KVPool(GEOMETRY, budget)

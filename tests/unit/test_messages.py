@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sun.decode.params import SamplingParams
 from sun.messages import (
-    Abort, Ack, Admit, GetStats, Listen, Stats, StepEvents, StepRecord, TokenEvent, decode_reply, decode_request, encode,
+    Abort, Ack, Admit, Drain, GetStats, Listen, Stats, StepEvents, StepRecord, TokenEvent, decode_reply, decode_request, encode,
 )
 
 ADMIT = Admit(id="a", router="r", task="t", prompt=[1, 2], params=SamplingParams(seed=2**63 - 1, stop=["é"]))
@@ -21,15 +21,17 @@ params = st.builds(
     SamplingParams, temperature=st.floats(0, 100), seed=st.none() | st.integers(0, 2**63 - 1),
     stop=st.lists(st.text("aé🙂", min_size=1), max_size=2))
 requests = st.one_of(
-    st.builds(Admit, id=ids, router=ids, task=ids, prompt=st.lists(tokens, max_size=5), params=params),
-    st.builds(Abort, ids=st.lists(ids, max_size=3)), st.builds(Listen, router=ids), st.builds(GetStats, after=st.integers(0)))
+    st.builds(Admit, id=ids, router=ids, task=ids, prompt=st.lists(tokens, max_size=5), params=params, module=ids),
+    st.builds(Abort, ids=st.lists(ids, max_size=3)), st.builds(Listen, router=ids), st.builds(GetStats, after=st.integers(0)),
+    st.builds(Drain, key=ids, on=st.booleans(), evict=st.booleans()))
 events = st.builds(
     TokenEvent, id=ids, token=st.none() | tokens, logprob=st.none() | numbers,
     top=st.none() | st.lists(st.tuples(tokens, numbers), max_size=2), finish=st.none() | ids, error=st.none() | ids)
 replies = st.one_of(
-    st.builds(Ack, load=tokens), st.builds(StepEvents, step=tokens, load=tokens, events=st.lists(events, max_size=3)),
+    st.builds(Ack, load=tokens, draining=st.booleans(), module=ids), st.builds(StepEvents, step=tokens, load=tokens, events=st.lists(events, max_size=3)),
     st.builds(Stats, running=tokens, waiting=tokens, load=tokens, free_tokens=tokens, budget_tokens=tokens, step=tokens,
-              steps=st.lists(st.builds(StepRecord, step=tokens, ms=numbers, tasks=st.dictionaries(ids, tokens, max_size=2)), max_size=2)))
+              steps=st.lists(st.builds(StepRecord, step=tokens, ms=numbers, tasks=st.dictionaries(ids, tokens, max_size=2)), max_size=2),
+              draining=st.booleans(), module=ids))
 
 
 @given(requests)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sun.handoff.inline import Inline
 from sun.handoff.kv import verified_kv
-from sun.handoff.shm import Shm
+from sun.handoff.shm import Shm, published
 from sun.handoff.ticket import check_fits, parse
 from sun.model.loading import load_prefill
 from sun.prefill.engine import Job, PrefillEngine, plan
@@ -222,6 +222,57 @@ def test_a_pass_that_fails_takes_only_its_own_prompts_and_leaves_no_kv(prefill, 
     assert [entry.name for entry in shm.owner.iterdir()] == [".lock"]
     assert parse(engine.submit([1, 2, 3]).result(PATIENCE_S)[0]).tokens == 3
     shm.close()
+
+
+def test_in_a_pass_that_fails_only_the_prompt_that_fails_alone_gets_the_error(prefill):
+    engine = prefill()
+    fill = engine.model.fill
+
+    def short_of_memory(ids, *rest):
+        if 77 in ids.tolist():
+            raise MemoryError("no memory for this one")
+        return fill(ids, *rest)
+
+    engine.model.fill = short_of_memory
+    held = Held(engine)
+    first = engine.submit([9])
+    assert held.began.wait(PATIENCE_S)
+    before, bad, after = engine.submit([1] * 10), engine.submit([77] * 10), engine.submit([3] * 10)
+    held.go.set()
+    with pytest.raises(MemoryError, match="no memory for this one"):
+        bad.result(PATIENCE_S)
+    assert [parse(f.result(PATIENCE_S)[0]).tokens for f in (first, before, after)] == [1, 10, 10]
+    assert torch.equal(kv(before.result()), kv(engine.submit([1] * 10).result(PATIENCE_S)))
+
+
+def test_without_memory_to_map_its_kv_a_prompt_fails_alone(prefill, tmp_path, monkeypatch):
+    shm = Shm(tmp_path / "kv", publisher=True)
+    engine = prefill(transport=shm)
+
+    def no_memory(*arguments):
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr("sun.prefill.engine.kv_tensor", no_memory)
+    with pytest.raises(OSError, match=r"no room for the KV of 3 tokens \(shm\): MemoryError"):
+        engine.submit([1, 2, 3]).result(PATIENCE_S)
+    assert published(shm.root) == []
+    assert parse(engine.submit([1, 2, 3]).result(PATIENCE_S)[0]).tokens == 3
+    shm.close()
+
+
+def test_without_memory_to_keep_a_beginning_prompts_are_prefilled_all_the_same(prefill, monkeypatch):
+    engine = prefill(prefix_tokens=64)
+    ids = list(range(24))
+    whole = kv(engine.submit(ids).result(PATIENCE_S))
+
+    def no_memory(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(engine.cache, "add", no_memory)
+    engine.submit([5] * 24).result(PATIENCE_S)
+    torch.testing.assert_close(kv(engine.submit(ids).result(PATIENCE_S)), whole)
+    assert engine.cache.match(ids) == []
 
 
 def test_closing_finishes_what_is_queued_and_then_takes_no_more(prefill):

@@ -145,11 +145,14 @@ def test_a_conversation_that_the_template_refuses_is_the_clients_error(serve):
 
 
 def test_requests_over_the_limit_are_refused_at_once_and_others_taken_when_room_is(serve):
-    service = serve(limits=Limits(max_inflight=2, max_tokens=tiny.CONTEXT))
+    service = serve(limits=Limits(max_inflight=4, max_tokens=tiny.CONTEXT))
     gate = service.gate()
-    held = [service.ask(TEXT) for _ in range(2)]
+    held = [service.ask(TEXT) for _ in range(3)]
     refused = service.ask(TEXT)
-    assert refused.done.is_set() and refused.error.code == "UNAVAILABLE" and str(refused.error).startswith("max_inflight: 2")
+    assert refused.done.is_set() and refused.error.code == "UNAVAILABLE" and str(refused.error).startswith("max_inflight: 3 requests of task 'plain'")
+    held.append(service.ask(TEXT, "lora"))
+    refused = service.ask(TEXT, "lora")
+    assert refused.done.is_set() and refused.error.code == "UNAVAILABLE" and str(refused.error).startswith("max_inflight: 4")
     gate.open()
     assert all(answer.whole.text for answer in held)
     service.idle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,10 @@ from sun.decode.kv_pool import KVPool, Slot
 from sun.decode.packed import Packed, pack
 from sun.model.llama import Llama
 from sun.model.weights import Linear
+
+log = logging.getLogger("sun.decode")
+KERNELS = 32
+"""More than a step has kernels, of all the types that they are called with."""
 
 
 class Fused:
@@ -78,8 +83,20 @@ class CpuExecutor:
         self._crew = ThreadPoolExecutor(threads - 1, thread_name_prefix="decode-step") if threads > 1 else None
         self._threads = threads
         spare = pool.take(1)
-        self.step([0], [0], [spare])
+        self._first_step(spare)
         pool.give_back(spare)
+
+    def _first_step(self, slot: Slot) -> None:
+        """Compile the kernels. numba keeps each in a file, and a call fails if that cannot be written; the next one has it all the same."""
+        for attempt in range(KERNELS + 1):
+            try:
+                self.step([0], [0], [slot])
+            except OSError as error:
+                if attempt == KERNELS:
+                    raise
+                log.warning("a compiled kernel could not be kept for the next start: %s", error)
+            else:
+                return
 
     @torch.inference_mode()
     def step(self, tokens: list[int], positions: list[int], slots: list[Slot]) -> Tensor:

@@ -31,12 +31,13 @@ class DecodeEngine:
 
     max_batch: most sequences in a step. threads: torch's threads for a step (None: torch's default). stepped: told of each step.
     pick: picks tokens from the executor's logits, where they are (None: `choose`, on the CPU).
+    module: what the executor decodes with, see `sun.model.loading.module_name`.
     """
 
     def __init__(self, base: BaseManifest, executor: Executor, pool: KVPool, transports: list[Transport],
                  max_batch: int = 64, threads: int | None = None, stepped: Callable[[StepRecord], None] = lambda record: None,
-                 pick: Callable[[Tensor, list[Sequence]], list[Choice]] | None = None):
-        self.base, self.executor, self.pool, self.threads = base, executor, pool, threads
+                 pick: Callable[[Tensor, list[Sequence]], list[Choice]] | None = None, module: str = ""):
+        self.base, self.executor, self.pool, self.threads, self.module = base, executor, pool, threads, module
         self.transports = {transport.name: transport for transport in transports}
         self.scheduler, self._stepped, self._pick = Scheduler(pool, max_batch), stepped, pick or choose
         self.outbox = Outbox()
@@ -44,18 +45,17 @@ class DecodeEngine:
         self._records: deque[StepRecord] = deque(maxlen=STEPS_KEPT)
         self._step = 0
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._draining = False
         draw(torch.zeros(1), SamplingParams(temperature=1.0, seed=0), 0)  # compiles it now and not in somebody's request
         self._threads = [threading.Thread(target=t, name=t.__name__, daemon=True) for t in (self._pull_loop, self._step_loop)]
         for thread in self._threads:
             thread.start()
 
     def admit(self, admit: Admit, shipment: list[bytes]) -> Ack:
-        """Take a sequence. Raises ValueError (TicketError) naming the field if it must not or could never be decoded."""
+        """Take a sequence, unless the worker drains. Raises ValueError (TicketError) naming the field if it must not or could never be decoded."""
         if not admit.prompt:
             raise ValueError("prompt: at least one token id is needed")
-        if not (0 <= min(admit.prompt) and max(admit.prompt) < self.base.vocab):
-            raise ValueError(f"prompt: token ids must be 0 to {self.base.vocab - 1}")
+        self.base.check_ids("prompt", admit.prompt)
         if not shipment:
             raise TicketError("ticket: missing; the message's second element must be the ticket")
         ticket = parse(shipment[0])
@@ -67,8 +67,9 @@ class DecodeEngine:
             raise ValueError("seed: is needed to sample (temperature is over 0); the router draws one where the client gave none")
         if len(admit.generated) >= params.max_tokens:
             raise ValueError(f"generated: {len(admit.generated)} tokens, but max_tokens is {params.max_tokens}")
-        if admit.generated and not (0 <= min(admit.generated) and max(admit.generated) < self.base.vocab):
-            raise ValueError(f"generated: token ids must be 0 to {self.base.vocab - 1}")
+        self.base.check_ids("generated", admit.generated)
+        if admit.module not in ("", self.module):
+            raise RuntimeError(f"module: {admit.module} began the sequence, this worker has {self.module}")
         stops = set(params.stop_token_ids) | (set() if params.ignore_eos else set(self.base.eos_ids))
         sequence = Sequence(admit, ticket, shipment, frozenset(t for t in stops if t < self.base.vocab))
         limit = min(self.pool.budget, self.base.max_context)
@@ -79,11 +80,12 @@ class DecodeEngine:
                 raise RuntimeError("the decode worker is shutting down")
             if admit.id in self._by_id:
                 raise ValueError(f"id: {admit.id!r} is already being decoded")
-            self._by_id[admit.id] = sequence
-            self.outbox.opened(admit.router)
-            self.scheduler.add(sequence)
-            self._changed.notify_all()
-            return Ack(load=self.scheduler.load)
+            if not self._draining:
+                self._by_id[admit.id] = sequence
+                self.outbox.opened(admit.router)
+                self.scheduler.add(sequence)
+                self._changed.notify_all()
+            return self._ack()
 
     def abort(self, ids: list[str]) -> Ack:
         """Drop sequences; those in a running step leave when it ends. No event is sent for them."""
@@ -93,7 +95,14 @@ class DecodeEngine:
                 if sequence in self.scheduler.waiting:
                     self._leave(sequence)
             self._changed.notify_all()
-            return Ack(load=self.scheduler.load)
+            return self._ack()
+
+    def drain(self, on: bool = True, evict: bool = False) -> Ack:
+        """Take no new sequences, or take them again. evict: drop those that are here; their routers move what they miss."""
+        with self._changed:
+            self._draining = on
+            here = list(self._by_id) if evict else []
+        return self.abort(here)
 
     def stats(self, after: int = 0) -> Stats:
         """The worker's state and the steps since ``after``."""
@@ -102,7 +111,7 @@ class DecodeEngine:
             return Stats(
                 running=len(scheduler.running), waiting=len(scheduler.waiting) + len(scheduler.placed), load=scheduler.load,
                 free_tokens=self.pool.free_tokens, budget_tokens=self.pool.budget, step=self._step,
-                steps=[record for record in self._records if record.step > after])
+                steps=[record for record in self._records if record.step > after], draining=self._draining, module=self.module)
 
     def close(self) -> None:
         """Stop at once; sequences still here end with an error."""
@@ -114,6 +123,9 @@ class DecodeEngine:
         with self._changed:
             for sequence in self.scheduler.sequences:
                 self._fail(sequence, "the decode worker is shutting down")
+
+    def _ack(self) -> Ack:
+        return Ack(load=self.scheduler.load, draining=self._draining, module=self.module)
 
     def _leave(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sun.memory import GIB, available
+
 if TYPE_CHECKING:
     from sun.model.manifest import Geometry
 
@@ -26,9 +28,17 @@ class KVPool:
 
     A slot is contiguous so that attention reads it in place. It is taken for a sequence's whole possible length, so a
     sequence that was admitted always fits. spare: tokens after the budget that are in no slot, for rows that pad a batch.
+    Raises MemoryError naming kv_tokens if the CPU has no room for it: pages are taken only when they are first written, so that a pool
+    that is too large would be its process's death much later.
     """
 
     def __init__(self, geometry: Geometry, budget: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, spare: int = 0):
+        if budget < 1:
+            raise ValueError(f"kv_tokens: must be 1 or more, got {budget}")
+        need, free = geometry.kv_bytes(budget, 4), available()
+        if torch.device(device).type == "cpu" and need > free:
+            raise MemoryError(f"kv_tokens: {budget} tokens of KV need {need / GIB:.1f} GiB, {free / GIB:.1f} are free; "
+                              f"{free // geometry.kv_bytes(1, 4)} would fit")
         self.budget, self.spare = budget, spare
         self.data = torch.empty(geometry.layers, 2, geometry.kv_heads, budget + spare, geometry.head_dim, device=device, dtype=dtype)
         # Its own, so that steps need not wait for a prompt's KV.

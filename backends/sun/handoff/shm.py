@@ -26,12 +26,18 @@ from sun.handoff.ticket import Ticket, TicketError
 from sun.handoff.transport import Describe, Publication
 
 LOCATION = re.compile(r"[0-9a-f]{32}/[0-9a-f]{32}")
+LOCK = ".lock"
 LEASE_S = 60.0
 
 
 def default_root() -> Path:
     """Where this user's KV lies: ``$SUN_SHM``, else a folder of /dev/shm."""
     return Path(os.environ.get("SUN_SHM") or f"/dev/shm/sun-kv-{os.getuid()}")
+
+
+def published(root: Path | None = None) -> list[Path]:
+    """The KV that lies there, of all owners; released KV does not."""
+    return [path for path in (root or default_root()).glob("*/*") if path.name != LOCK]
 
 
 class ShmPublication:
@@ -85,7 +91,7 @@ class Shm:
         # Lock first, name second: a folder under its final name is always locked or dead.
         fresh = self.root / f".new-{secrets.token_hex(16)}"
         fresh.mkdir(mode=0o700, parents=True)  # another process may just have removed the empty root
-        self._lock = os.open(fresh / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = os.open(fresh / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.owner = fresh.rename(self.root / secrets.token_hex(16))
         self._reaper = threading.Thread(target=self._reap, name="kv-leases", daemon=True)
@@ -101,7 +107,7 @@ class Shm:
         expired = 0
         for entry in os.scandir(self.owner):
             with suppress(FileNotFoundError):
-                if entry.name != ".lock" and time.time() - entry.stat().st_mtime > self.lease_s:
+                if entry.name != LOCK and time.time() - entry.stat().st_mtime > self.lease_s:
                     os.unlink(entry.path)
                     expired += 1
         return expired
@@ -119,7 +125,7 @@ class Shm:
     def _sweep(folder: Path) -> bool:
         fresh = time.time() - folder.stat().st_mtime < 60
         try:
-            fd = os.open(folder / ".lock", os.O_RDWR | os.O_CLOEXEC)
+            fd = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             if not fresh:  # not being made: its maker died between two calls
                 shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,8 @@ from sun.handoff.ticket import Ticket
 
 Describe = Callable[[memoryview, str, str], Ticket]
 """describe(kv bytes, transport, location) -> the ticket to ship."""
+NO_ROOM = "no room for the KV"
+"""How the error of a prefill begins that found no room to publish into; another time it may."""
 
 
 class Publication(Protocol):

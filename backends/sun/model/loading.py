@@ -41,6 +41,11 @@ def load_decode(base_dir: str | Path, scheme: str = FULL, own: str | Path | None
     return base, Llama(base, quantised_tensors(base_dir, base, tensors, scheme), scheme=scheme)
 
 
+def module_name(base: BaseManifest, scheme: str = FULL, own: str | Path | None = None) -> str:
+    """What `load_decode` gives, by scheme and digest: two modules of one name decode to the same bits."""
+    return f"{scheme} {base.digest if own is None else weights_digest(checkpoint_files(own))}"
+
+
 def quantised_tensors(base_dir: str | Path, base: BaseManifest, tensors: dict[str, Tensor], scheme: str) -> dict[str, Tensor]:
     """A checkpoint's tensors by ``scheme``, calibrated on `calibration.TEXT` if it needs that."""
     if check_scheme(scheme) not in CALIBRATED:

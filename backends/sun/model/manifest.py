@@ -50,6 +50,11 @@ class BaseManifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     eos_ids: list[int]
     prompt: PromptSettings
 
+    def check_ids(self, field: str, ids: list[int]) -> None:
+        """Raise ValueError naming the field and the limit unless all token ids are in the vocabulary."""
+        if ids and not (0 <= min(ids) and max(ids) < self.vocab):
+            raise ValueError(f"{field}: token ids must be 0 to {self.vocab - 1}")
+
     @classmethod
     def load(cls, base_dir: str | Path) -> BaseManifest:
         """Read ``sun_base.json``; raises FileNotFoundError with what to run if there is no base there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections import deque
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ import torch
 
 from sun.handoff.kv import kv_tensor
 from sun.handoff.ticket import describe
-from sun.handoff.transport import Transport
+from sun.handoff.transport import NO_ROOM, Transport
 from sun.model.llama import Llama
 from sun.model.manifest import TaskManifest
 from sun.model.quantise import FULL
@@ -53,8 +54,7 @@ class PrefillEngine:
         most = min(base.max_context - 2, self.executor.max_tokens or base.max_context)
         if len(ids) > most:
             raise ValueError(f"input_ids: {len(ids)} tokens, the limit is {most}")
-        if ids and not (0 <= min(ids) and max(ids) < base.vocab):
-            raise ValueError(f"input_ids: token ids must be 0 to {base.vocab - 1}")
+        base.check_ids("input_ids", ids)
         job = Job(torch.tensor(ids, dtype=torch.int64), Future())
         with self._wake:
             if self._closed:
@@ -82,14 +82,20 @@ class PrefillEngine:
                     self._match(job)
                 chunks = self._plan(self._jobs, self.token_budget)
             chunks = [chunk for chunk in chunks if self._reserve(chunk.job)]
-            try:
-                self._pass(chunks)
-            except Exception as error:  # the pass's prompts get it; the engine goes on
-                for chunk in chunks:
-                    self._drop(chunk.job, error)
+            self._try(chunks)
             for chunk in chunks:
                 if not chunk.job.left and not chunk.job.future.done():
                     self._ship(chunk.job)
+
+    def _try(self, chunks: list[Chunk]) -> None:
+        """Run a pass. If it fails, for want of memory say, its prompts run one by one: who fails alone is who gets the error."""
+        try:
+            self._pass(chunks)
+        except Exception as error:
+            if len(chunks) == 1:
+                return self._drop(chunks[0].job, error)
+            for chunk in chunks:
+                self._try([chunk])
 
     def _match(self, job: Job) -> None:
         """Leave out what the cache has of a new prompt."""
@@ -103,23 +109,30 @@ class PrefillEngine:
             geometry = self.model.geometry
             try:
                 job.publication = self.transport.reserve(geometry.kv_bytes(len(job.ids), 4))
-            except OSError as error:
-                self._drop(job, OSError(error.errno, f"no room for the KV of {len(job.ids)} tokens ({self.transport.name}): {error.strerror}"))
+                job.kv = kv_tensor(job.publication.buffer, (geometry.layers, 2, geometry.kv_heads, len(job.ids), geometry.head_dim))
+                if job.prefix:
+                    job.kv[..., : job.done, :] = torch.cat(job.prefix, dim=-2)
+            except Exception as error:
+                number, why = (error.errno, error.strerror) if isinstance(error, OSError) else (errno.ENOMEM, str(error) or type(error).__name__)
+                self._drop(job, OSError(number, f"{NO_ROOM} of {len(job.ids)} tokens ({self.transport.name}): {why}"))
                 return False
-            job.kv = kv_tensor(job.publication.buffer, (geometry.layers, 2, geometry.kv_heads, len(job.ids), geometry.head_dim))
-            if job.prefix:
-                job.kv[..., : job.done, :] = torch.cat(job.prefix, dim=-2)
             job.prefix = []
         return True
 
     def _ship(self, job: Job) -> None:
         assert job.publication is not None
         kv, job.kv = job.kv, torch.empty(0)
-        shipment = job.publication.ship(
-            lambda kv, transport, location: describe(self.model.base, self.task, len(job.ids), kv, transport, location))
+        try:
+            shipment = job.publication.ship(
+                lambda kv, transport, location: describe(self.model.base, self.task, len(job.ids), kv, transport, location))
+        except Exception as error:
+            return self._drop(job, error)
         self._leave(job)
         job.future.set_result(shipment)
-        self.cache.add(job.ids.tolist(), kv)  # not before: nobody need wait for the copy
+        try:
+            self.cache.add(job.ids.tolist(), kv)  # not before: nobody need wait for the copy
+        except (MemoryError, RuntimeError):  # torch's word for want of memory; prompts go on without what was kept
+            self.cache.clear()
 
     def _drop(self, job: Job, error: Exception) -> None:
         self._leave(job)

@@ -52,6 +52,10 @@ class PrefixCache:
         while len(self._blocks) > self.capacity:
             self._blocks.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget all blocks."""
+        self._blocks.clear()
+
     def _touch(self, keys: list[tuple[int, tuple[int, ...]]]) -> None:
         """Mark as used, the beginning last: without it what follows could not be found."""
         for key in reversed(keys):

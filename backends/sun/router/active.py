@@ -66,6 +66,7 @@ class Active:
         self.admit: Admit | None = None
         self.admission: str | None = None
         self.tokens: list[int] = []
+        self.module = ""
         self.text: TextStream | None = None
         self._lock = threading.Lock()
         self._pending = Piece()
@@ -85,16 +86,21 @@ class Active:
                 return None
             self.assigned += 1
             self.worker, self.admission, self.admitted = worker, f"{self.key}-{self.assigned}", False
-            return msgspec.structs.replace(self.admit, id=self.admission, generated=list(self.tokens))
+            return msgspec.structs.replace(self.admit, id=self.admission, generated=list(self.tokens), module=self.bound)
 
-    def accept(self, admission: str) -> bool:
-        """The worker has the sequence under this id. False if it must drop it: the request has ended, or moved on."""
+    def accept(self, admission: str, module: str) -> bool:
+        """The worker has the sequence under this id, and decodes with ``module``. False if it must drop it: the request has ended, or moved on."""
         with self._lock:
             if self.ended or self.admission != admission:
                 return False
-            self.admitted = True
+            self.admitted, self.module = True, module
             self.record.place(self.worker)
             return True
+
+    @property
+    def bound(self) -> str:
+        """The decode module that must go on with it, "" if any may: it has no token yet, and its prompt's KV is every module's."""
+        return self.module if self.tokens else ""
 
     def withdraw(self, worker: str) -> str | None:
         """Take the sequence back from a worker that has lost it: the id it had there. None if it was not there, or has ended."""

@@ -9,7 +9,8 @@ from sun.router.fair_queue import Bounds
 
 @dataclass(frozen=True)
 class Limits:
-    """The router's bounds: requests in flight before it refuses, tokens a sequence may have, seconds it may take.
+    """The router's bounds: requests in flight before it refuses (of one task three quarters of them, so that its flood shuts nobody out),
+    tokens a sequence may have, seconds it may take.
 
     starting: requests on their way into a worker at once. max_running_tokens: tokens, prompts and whole answers, of requests
     beyond the queue; 0 is what the living workers' KV pools hold. queue: of what waits.

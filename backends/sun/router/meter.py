@@ -25,6 +25,7 @@ METRICS: dict[str, tuple[str, tuple[float, ...]]] = {
     "sun_records_lost_total": ("Requests that are missing in the request log or the exported spans, by where", ()),
     "sun_num_requests_running": ("Requests in flight that a worker has, by task", ()),
     "sun_num_requests_waiting": ("Requests in flight that no worker has yet, by task", ()),
+    "sun_kv_cache_usage_ratio": ("Share of the KV pool's tokens that is taken, by worker", ()),
     "sun_worker_up": ("1 while a decode worker answers, by worker", ()),
     "sun_worker_outstanding_tokens": ("Tokens that a worker's sequences may still generate, by worker", ()),
 }

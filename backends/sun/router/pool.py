@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from sun.messages import Stats
 from sun.router.errors import Gone
 from sun.router.fleet import Fleet
 from sun.router.policy import Policy
@@ -25,17 +26,21 @@ class Pool:
         self.fleet, self.policy, self._lost, self._found = fleet, policy, lost, found
         self.workers = tuple(workers)
         self._budgets: dict[str, int] = {}
+        self._modules: dict[str, str] = {}
+        self._draining: set[str] = set()
         self.loads = dict.fromkeys(workers, 0)
         """Outstanding tokens of the living workers."""
+        self.used: dict[str, float] = {}
+        """Share of its KV pool's tokens that a worker has taken."""
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._beats = [threading.Thread(target=self._beat, args=(worker,), name=f"beat-{worker}", daemon=True) for worker in workers]
 
     @property
     def budget(self) -> int | None:
-        """Tokens for which the living workers have room together; None as long as they have not said."""
+        """Tokens for which the living workers have room together, less those that drain; None as long as they have not said."""
         with self._lock:
-            return sum(self._budgets.get(worker, 0) for worker in self.loads) or None
+            return sum(self._budgets.get(worker, 0) for worker in self.loads.keys() - self._draining) or None
 
     def start(self) -> None:
         """Begin the heartbeats."""
@@ -46,10 +51,16 @@ class Pool:
         """Stop the heartbeats; one that waits for a worker is not waited for."""
         self._closed.set()
 
-    def pick(self, task: str, tokens: int, tried: set[str]) -> str | None:
-        """A living worker for ``task`` that is not among ``tried``, with ``tokens`` on its load at once; None if there is none."""
+    def pick(self, task: str, tokens: int, tried: set[str], module: str = "") -> str | None:
+        """A living worker for ``task`` that is not among ``tried`` and does not drain, with ``tokens`` on its load at once; None if there is none.
+
+        module: only one that decodes with this module; "" for any.
+        """
         with self._lock:
-            worker = self.policy.pick(task, {name: load for name, load in self.loads.items() if name not in tried})
+            barred = tried | self._draining
+            if module:
+                barred |= {name for name in self.loads if self._modules.get(name, module) != module}
+            worker = self.policy.pick(task, {name: load for name, load in self.loads.items() if name not in barred})
             if worker is not None:
                 self.loads[worker] += tokens
             return worker
@@ -65,6 +76,11 @@ class Pool:
         with self._lock:
             if worker in self.loads:
                 self.loads[worker] = load
+
+    def drained(self, worker: str) -> None:
+        """The worker says that it takes no new sequences; the next heartbeat without it is its return."""
+        with self._lock:
+            self._draining.add(worker)
 
     def lose(self, worker: str, why: Exception) -> None:
         """The worker is dead or hangs."""
@@ -83,14 +99,16 @@ class Pool:
             except Exception:  # a refusal is no death: a server that is stopping refuses all calls, and lets sequences end
                 log.debug("no heartbeat of %s", worker, exc_info=True)
             else:
-                self._find(worker, stats.load, stats.budget_tokens)
+                self._find(worker, stats)
 
-    def _find(self, worker: str, load: int, budget: int) -> None:
+    def _find(self, worker: str, stats: Stats) -> None:
         with self._lock:
-            self._budgets[worker] = budget
+            self._budgets[worker], self._modules[worker] = stats.budget_tokens, stats.module
+            self.used[worker] = 1 - stats.free_tokens / stats.budget_tokens
+            (self._draining.add if stats.draining else self._draining.discard)(worker)
             new = worker not in self.loads
             if new:
-                self.loads[worker] = load
+                self.loads[worker] = stats.load
         if new:
             log.warning("decode worker %s is back", worker)
             self._found(worker)

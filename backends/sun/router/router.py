@@ -17,6 +17,7 @@ from sun.router.active import Active, Client
 from sun.router.admission import Admission
 from sun.router.errors import Busy, Gone, RequestError
 from sun.router.fleet import Fleet
+from sun.router.gauges import set_gauges
 from sun.router.keys import Keys
 from sun.router.limits import Limits
 from sun.router.meter import Meter, NoMeter
@@ -108,8 +109,8 @@ class Router:
         with self._lock:
             if self._closed.is_set():
                 raise RequestError("UNAVAILABLE", "the router is shutting down")
-            if len(self._active) >= self.limits.max_inflight:
-                raise Busy(f"max_inflight: {self.limits.max_inflight} requests are in flight, which is the limit", self._one_ends_s())
+            if full := self._full(request.task):
+                raise Busy(f"max_inflight: {full}", self._one_ends_s())
             self._active[active.key] = active
 
     def _one_ends_s(self) -> float:
@@ -121,6 +122,16 @@ class Router:
         if active.grant is not None:
             active.grant.end(active.record.prompt + active.record.tokens)
         self._told(active.record)
+
+    def _full(self, task: str | None) -> str:
+        """Why a further request of the task is too many, "" if it is not."""
+        most = self.limits.max_inflight
+        if len(self._active) >= most:
+            return f"{most} requests are in flight, which is the limit"
+        most = max(1, most * 3 // 4)
+        if sum(active.request.task == task for active in list(self._active.values())) >= most:
+            return f"{most} requests of task {task!r} are in flight, which is the limit for one task"
+        return ""
 
     def close(self) -> None:
         """End what is in flight with an error and stop."""
@@ -212,7 +223,7 @@ class Router:
         failed: Exception | None = None
         while not active.ended:
             tokens = active.admit.params.max_tokens - len(active.tokens)
-            worker = self.pool.pick(active.admit.task, tokens, tried)
+            worker = self.pool.pick(active.admit.task, tokens, tried, active.bound)
             if worker is None:
                 return self._strand(active, failed)
             admit = active.assign(worker)
@@ -233,7 +244,12 @@ class Router:
                     tried.add(worker)
                 continue
             self.pool.report(worker, ack.load)
-            if active.accept(admit.id):
+            if ack.draining:
+                self.pool.drained(worker)
+                if active.withdraw(worker) is None:
+                    return
+                continue
+            if active.accept(admit.id, ack.module):
                 return self._listen(worker)
             return self._abort(worker, [admit.id])  # whoever ended or moved it could not know that the worker has it now
 
@@ -363,26 +379,12 @@ class Router:
             if self._closed.wait(POLL_S):
                 return
             if count % GAUGE_POLLS == 0:
-                self._gauge()
+                set_gauges(self.meter, self.tasks.names(), list(self._active.values()), self.pool)
             for active in list(self._active.values()):
                 try:
                     self._check(active)
                 except Exception:
                     log.exception("could not check request %s", active.key)
-
-    def _gauge(self) -> None:
-        """Note how many requests of each task there are, and the workers' loads."""
-        counts = {(name, task): 0 for name in ("running", "waiting") for task in self.tasks.names()}
-        for active in list(self._active.values()):
-            if active.record.task:
-                key = ("running" if active.admitted else "waiting", active.record.task)
-                counts[key] = counts.get(key, 0) + 1
-        for (name, task), count in counts.items():
-            self.meter.set(f"sun_num_requests_{name}", count, task=task)
-        loads = dict(self.pool.loads)
-        for worker in self.pool.workers:
-            self.meter.set("sun_worker_up", worker in loads, worker=worker)
-            self.meter.set("sun_worker_outstanding_tokens", loads.get(worker, 0), worker=worker)
 
     def _check(self, active: Active) -> None:
         stranded = self._stranded.get(active.key)
@@ -390,10 +392,11 @@ class Router:
             self._fail(active, RequestError("CANCELLED", "the client cancelled the request"))
         elif time.monotonic() > active.deadline:
             self._fail(active, RequestError("DEADLINE", f"deadline_s: not finished within {active.deadline_s:g} s"))
-        elif stranded is not None and self.pool.pick(active.admit.task, 0, set()) is not None:
+        elif stranded is not None and self.pool.pick(active.admit.task, 0, set(), active.bound) is not None:
             del self._stranded[active.key]
             self._starters.submit(self._run, self._assign, active)
         elif stranded is not None and time.monotonic() > stranded:
-            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker lives, for {STRANDED_S:g} s now; try again later"))
+            which = f" of the module that began the answer ({active.bound})" if active.bound else ""
+            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker{which} lives, for {STRANDED_S:g} s now; try again later"))
         elif active.ticket is not None and active.ticket.transport in self.transports:
             self.transports[active.ticket.transport].renew(active.ticket)

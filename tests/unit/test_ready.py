@@ -1,0 +1,34 @@
+"""A server that is loading says so; one that hangs says nothing."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from sun_client.server import answers, ready
+
+
+@pytest.mark.parametrize(("status", "said"), [(200, True), (400, False), (503, False)])
+def test_what_a_server_says_is_told(status, said):
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert answers("127.0.0.1", server.server_port) is said and ready("127.0.0.1", server.server_port) is said
+        server.shutdown()
+
+
+def test_silence_is_told_from_no():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert answers("127.0.0.1", port) is None and not ready("127.0.0.1", port)
