@@ -42,7 +42,7 @@ def test_the_manifest_has_the_geometry_of_the_model(bases, kind):
     assert geometry.layers == len(model.model.layers) == (6 if kind == "deep" else 2) and geometry.kv_heads == 2 and manifest.heads == 4
     assert geometry.kv_heads * geometry.head_dim == key.shape[0] and manifest.hidden == key.shape[1] == (64 if kind == "wide" else 48)
     assert geometry.head_dim == (16 if kind in ("qwen3", "wide") else 12)
-    assert geometry.kv_bytes(3, 4) == 2 * 2 * 2 * 3 * geometry.head_dim * 4
+    assert geometry.kv_bytes(3, 4) == geometry.layers * 2 * 2 * 3 * geometry.head_dim * 4
     rope = model.model.rotary_emb
     assert geometry.rope.inv_freq == rope.inv_freq.tolist() and geometry.rope.scale == rope.attention_scaling
     assert (manifest.vocab, manifest.max_context, manifest.eos_ids) == (tiny.VOCAB, tiny.CONTEXT, [tiny.EOS])
