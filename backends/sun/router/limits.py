@@ -9,7 +9,7 @@ from sun.router.fair_queue import Bounds
 
 @dataclass(frozen=True)
 class Limits:
-    """The router's bounds: requests in flight before it refuses (of one task three quarters of them, so that its flood shuts nobody out),
+    """The router's bounds: requests in flight before it refuses (of one task three quarters of them where there are others, so that its flood shuts nobody out),
     tokens a sequence may have, seconds it may take.
 
     starting: requests on their way into a worker at once. max_running_tokens: tokens, prompts and whole answers, of requests

@@ -129,7 +129,7 @@ class Router:
         if len(self._active) >= most:
             return f"{most} requests are in flight, which is the limit"
         most = max(1, most * 3 // 4)
-        if sum(active.request.task == task for active in list(self._active.values())) >= most:
+        if sum(active.request.task == task for active in list(self._active.values())) >= most and len(self.tasks.names()) > 1:
             return f"{most} requests of task {task!r} are in flight, which is the limit for one task"
         return ""
 
