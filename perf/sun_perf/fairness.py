@@ -47,7 +47,7 @@ def flood(server: str, task: str, rate: float, seed: int) -> Iterator[Counter]:
             client.generate(request.task, request.prompt, sampling=request.sampling)
             counts["answered"] += 1
         except SunError as error:
-            counts["cut off" if over.is_set() else "refused" if error.code == "UNAVAILABLE" else "failed"] += 1
+            counts["cut off" if over.is_set() else "refused" if error.retry_after_s is not None else "failed"] += 1
 
     def send() -> None:
         due = time.perf_counter()

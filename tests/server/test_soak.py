@@ -81,9 +81,8 @@ def test_a_prompt_that_finds_no_room_in_shared_memory_fails_alone(scarce):
     with SunClient(f"127.0.0.1:{scarce.server.ports.grpc}") as client:
         other = client.stream("bash", "find big files", sampling={"max_tokens": 400, "ignore_eos": True})
         next(other)
-        with pytest.raises(SunError, match=r"no room for the KV of \d+ tokens \(shm\): No space left on device") as error:
+        with pytest.raises(SunError, match=r"no room for the KV of \d+ tokens \(shm\): No space left on device"):
             client.generate("bash", "hello " * 1500, sampling=GREEDY)
-        assert error.value.code == "UNAVAILABLE"
         assert client.generate("bash", "hello", sampling=GREEDY).text and next(other).token_ids
     (finding,) = Doctor(Root(scarce.server.root)).shared_memory()
     assert finding.state == "warning" and "set SUN_SHM" in finding.advice
