@@ -12,6 +12,9 @@ from sun_client import (
 )
 from sun_client.errors import SunError
 
+BESIDE, NICE = ("task", "decode"), 10
+"""Commands that are given while a server's streams go on: where they want the same core, streams come first."""
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -41,6 +44,8 @@ app.command("top", rich_help_panel="Use")(cli_watch.top)
 
 def main() -> None:
     """Entry point. An error is one sentence on stderr and exit code 1; SUN_TRACEBACK=1 shows where it came from."""
+    if sys.argv[1:2] and sys.argv[1] in BESIDE:
+        os.nice(NICE)
     try:
         app()
     except (SunError, ValueError, OSError, RuntimeError) as error:

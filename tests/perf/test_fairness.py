@@ -14,7 +14,7 @@ from sun_perf import fairness
 class Client:
     """A server's client: some requests are answered, some refused, and the rest wait until it is closed."""
 
-    fate = {"answer": None, "refuse": SunError("full", "UNAVAILABLE"), "fail": SunError("broken", "INTERNAL")}
+    fate = {"answer": None, "refuse": SunError("full; retry after 1 s"), "fail": SunError("broken", "INTERNAL")}
 
     def __init__(self, url: str):
         self.closed = threading.Event()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import requests
 
@@ -17,9 +19,11 @@ def test_pieces_join_to_the_final_text_for_multi_byte_output(client):
     from transformers import AutoTokenizer
 
     tokenizer, texts = AutoTokenizer.from_pretrained(REPO / "build" / "base"), []
-    for seed in range(4):
-        whole = client.generate("identity", PROMPT, sampling={**WILD, "seed": seed})
-        pieces = list(client.stream("identity", PROMPT, sampling={**WILD, "seed": seed}))
+    with ThreadPoolExecutor(8) as pool:
+        wholes = pool.map(lambda seed: client.generate("identity", PROMPT, sampling={**WILD, "seed": seed}), range(4))
+        streams = pool.map(lambda seed: list(client.stream("identity", PROMPT, sampling={**WILD, "seed": seed})), range(4))
+        answers = list(zip(wholes, streams, strict=True))
+    for whole, pieces in answers:
         assert [token for piece in pieces for token in piece.token_ids] == whole.token_ids
         assert "".join(piece.text for piece in pieces) == whole.text
         assert whole.text == tokenizer.decode(whole.token_ids, skip_special_tokens=True)
@@ -29,12 +33,12 @@ def test_pieces_join_to_the_final_text_for_multi_byte_output(client):
 
 
 def test_the_first_token_arrives_before_the_last_is_computed(client):
-    stream = client.stream("identity", PROMPT, sampling={"max_tokens": 200, "ignore_eos": True, "temperature": 0})
+    stream = client.stream("identity", PROMPT, sampling={"max_tokens": 80, "ignore_eos": True, "temperature": 0})
     first = next(stream)
     running = sum(client.worker_stats(worker).running for worker in client.workers())
     rest = list(stream)
     assert first.text and running == 1
-    assert len(first.token_ids) + sum(len(piece.token_ids) for piece in rest) == 200
+    assert len(first.token_ids) + sum(len(piece.token_ids) for piece in rest) == 80
     assert rest[-1].finish_reason == "length"
 
 
