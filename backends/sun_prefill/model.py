@@ -7,6 +7,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from sun import door
+from sun.gently import gently
 from sun.handoff.inline import Inline
 from sun.handoff.shm import LEASE_S, Shm
 from sun.settings import Place
@@ -52,11 +53,9 @@ class TritonPythonModel:
         place = Place(args)
         settings = place.settings(Settings)
         place.run_on(settings.cores, settings.threads, settings.nice)
-        # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
-        from sun.model.loading import load_prefill
+        task, model = gently(lambda: load(place, settings))
         from sun.prefill.engine import PrefillEngine
 
-        task, model = load_prefill(place.base_dir, place.version_dir, settings.scheme)
         if settings.transport not in ("shm", "inline"):
             raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
         self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
@@ -81,6 +80,14 @@ class TritonPythonModel:
         self.engine.close()
         if isinstance(self.transport, Shm):
             self.transport.close()
+
+
+def load(place: Place, settings: Settings):
+    """The task's manifest and module, and with them torch, which takes seconds; Triton imports this file once more only to complete the configuration."""
+    import sun.prefill.engine  # noqa: F401
+    from sun.model.loading import load_prefill
+
+    return load_prefill(place.base_dir, place.version_dir, settings.scheme)
 
 
 def executor(place: Place, settings: Settings, task, model):
