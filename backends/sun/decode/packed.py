@@ -16,8 +16,8 @@ from sun.model.quantise import GROUP, codes_for, int4_codes
 
 BATCH_HINT = 16
 """oneDNN lays weights out for an expected number of rows; the layout hardly depends on it."""
-LEAST_ROWS = 6
-"""oneDNN's AVX2 kernels take 6 rows at once. Fewer are slower (2 rows by half), and one alone is summed in another order."""
+LEAST_ROWS = 6 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1
+"""oneDNN's AVX-512 kernels take 6 rows at once: fewer are slower (2 rows by half), and one alone is summed in another order. Those for AVX2 have neither fault."""
 
 
 class Packed(Protocol):
