@@ -139,6 +139,7 @@ def test_an_answer_that_has_begun_goes_on_when_its_module_is_back(serve):
     first = holder(service)
     gates[first].allow(3)
     gates[first].wait_entered(4)
+    assert answer.begun.wait(10), "an answer without a token may go on anywhere"
     service.fleet.kill(first)
     eventually(lambda: service.router._stranded)
     # Not before: what was left of the answer could come from it until the router has noticed its death.
