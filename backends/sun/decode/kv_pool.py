@@ -35,15 +35,20 @@ class KVPool:
     def __init__(self, geometry: Geometry, budget: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, spare: int = 0):
         if budget < 1:
             raise ValueError(f"kv_tokens: must be 1 or more, got {budget}")
-        need, free = geometry.kv_bytes(budget, 4), available()
-        if torch.device(device).type == "cpu" and need > free:
-            raise MemoryError(f"kv_tokens: {budget} tokens of KV need {need / GIB:.1f} GiB, {free / GIB:.1f} are free; "
-                              f"{free // geometry.kv_bytes(1, 4)} would fit")
+        if torch.device(device).type == "cpu":
+            self._check_room(geometry, budget)
         self.budget, self.spare = budget, spare
         self.data = torch.empty(geometry.layers, 2, geometry.kv_heads, budget + spare, geometry.head_dim, device=device, dtype=dtype)
         # Its own, so that steps need not wait for a prompt's KV.
         self._stream = torch.cuda.Stream(self.data.device) if self.data.is_cuda else None
         self._free = [Slot(0, budget)]
+
+    @staticmethod
+    def _check_room(geometry: Geometry, budget: int) -> None:
+        need, free = geometry.kv_bytes(budget, 4), available()
+        if need > free:
+            raise MemoryError(f"kv_tokens: {budget} tokens of KV need {need / GIB:.1f} GiB, {free / GIB:.1f} are free; "
+                              f"{free // geometry.kv_bytes(1, 4)} would fit")
 
     @property
     def free_tokens(self) -> int:
