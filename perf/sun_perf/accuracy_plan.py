@@ -32,13 +32,13 @@ class Task:
     max_tokens: int = 96
 
 
-def _settings(steps: int, batch: int) -> TuneSettings:
-    return TuneSettings(steps=steps, batch=batch, eval_every=steps // 3)
+def _settings(steps: int, batch: int, precision: str = "fp32") -> TuneSettings:
+    return TuneSettings(steps=steps, batch=batch, eval_every=steps // 3, precision=precision)
 
 
 TASKS = {task.name: task for task in (
-    Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
-    Task("math", "math", 329, _settings(200, 8), max_tokens=64),
+    Task("banking", "intent", 500, _settings(1200, 4, "bf16"), max_tokens=24),
+    Task("math", "math", 329, _settings(660, 4, "bf16"), max_tokens=64),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bfcl", "bfcl", 200, _settings(150, 6)),
 )}

@@ -9,6 +9,7 @@ from sun.model.quantise import FULL, check_scheme
 METHODS = ("sun", "full")
 ADAPTERS = ("lora", "none")
 SCHEDULES = ("linear", "cosine")
+PRECISIONS = ("fp32", "bf16")
 LORA_RATE = 2e-3
 RATES = {"sun": 1e-3, "full": 4e-4}
 """Peak learning rates of all weights; as LoRA's, the best of those tried on banking (perf/accuracy.md)."""
@@ -27,6 +28,7 @@ class TuneSettings:
     max_tokens: longest example, prompt and response. distill: share of the loss that is the divergence from a teacher's
     distribution over the response tokens. eval_every, save_every: steps. patience: evaluations without a better held-out
     loss after which the run ends, 0 for never. checkpointing: recompute the prefill's activations, to save memory.
+    precision: of the matrix products; weights, gradients and the optimiser stay in float32.
     """
 
     method: str = "sun"
@@ -49,10 +51,11 @@ class TuneSettings:
     save_every: int = 50
     patience: int = 0
     checkpointing: bool = False
+    precision: str = "fp32"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("adapter", ADAPTERS), ("schedule", SCHEDULES)):
+        for name, known in (("method", METHODS), ("adapter", ADAPTERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         check_scheme(self.decode)

@@ -53,7 +53,7 @@ class HandoffTrainer(Trainer):
         arguments = TrainingArguments(
             output_dir=str(out / CHECKPOINTS), max_steps=settings.steps, gradient_accumulation_steps=settings.accumulate,
             learning_rate=settings.peak_lr, lr_scheduler_type=settings.schedule, warmup_steps=int(settings.warmup * settings.steps),
-            max_grad_norm=settings.clip, weight_decay=0.0, optim="adamw_torch_fused", bf16=on_gpu, use_cpu=not on_gpu,
+            max_grad_norm=settings.clip, weight_decay=0.0, optim="adamw_torch_fused", bf16=settings.precision == "bf16", use_cpu=not on_gpu,
             ddp_backend="gloo" if not on_gpu and "WORLD_SIZE" in os.environ else None, seed=settings.seed,
             # The best checkpoint must have been saved, so with held-out examples both happen at the same steps.
             save_strategy="steps", save_steps=settings.eval_every if held_out else settings.save_every, save_total_limit=2,
