@@ -42,6 +42,8 @@ def tune(
         min=0.0, max=1.0, help="The teacher's share of the loss. Default with a teacher: 0.5.", show_default=False)] = 0.0,
     checkpointing: Annotated[bool, typer.Option(
         "--checkpointing", help="Less memory, a third more time: recompute the prefill's activations.")] = False,
+    precision: Annotated[str | None, typer.Option(
+        help="Of the matrix products: fp32 or bf16. Default: bf16 where the machine has it (GPU, AMX, AVX-512 BF16).", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of the weights' start and the data's order.")] = 0,
     metric: Annotated[str | None, typer.Option(help="What `sun eval` scores it by: exact, intent, bash, utility, flags, math, bfcl.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in the folder.")] = False,
@@ -64,7 +66,7 @@ def tune(
     with show.quiet_libraries():
         from sun_build.metrics import METRICS
         from sun_build.tune.run import is_main
-        from sun_build.tune.settings import TuneSettings
+        from sun_build.tune.settings import TuneSettings, fast_precision
 
         if metric is not None and metric not in METRICS:
             raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
@@ -72,7 +74,7 @@ def tune(
             method=method, adapter=adapter, decode=decode, steps=steps, batch=batch, accumulate=accumulate, rank=rank, alpha=2 * rank,
             export_rank=export_rank, lr=lr, kv_lr=kv_lr,
             schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
-            distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, seed=seed)
+            distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, precision=precision or fast_precision(), seed=seed)
         name = task or out.resolve().name
         run = tuning.Tuning(name, base_dir, manifest, data, out, metric, settings, teacher)
         with show.working(f"reading {data}"):

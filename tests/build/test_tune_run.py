@@ -49,7 +49,7 @@ def sun(*words: str):
 
 
 @pytest.mark.parametrize("options", [
-    ["--adapter", "lora", "--rank", "4", "--lr", "0.02"], ["--adapter", "none", "--lr", "0.005"],
+    ["--adapter", "lora", "--rank", "4", "--lr", "0.02", "--precision", "fp32"], ["--adapter", "none", "--lr", "0.005", "--precision", "bf16"],
     ["--adapter", "lora", "--rank", "4", "--lr", "0.02", "--decode", "int4", "--accumulate", "2", "--batch", "2", "--checkpointing"],
 ], ids=["lora", "all weights", "int4, accumulated"])
 def test_what_sun_tune_makes_is_what_is_served(root, base_dir, data, tmp_path, options):

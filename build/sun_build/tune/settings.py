@@ -15,6 +15,14 @@ RATES = {"sun": 1e-3, "full": 4e-4}
 """Peak learning rates of all weights; as LoRA's, the best of those tried on banking (perf/accuracy.md)."""
 
 
+def fast_precision() -> str:
+    """One of `PRECISIONS`: bf16 where this machine multiplies in it natively (a GPU, AMX, AVX-512 BF16), else fp32."""
+    import torch
+
+    cpu = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if cpu or torch.cuda.is_available() else "fp32"
+
+
 @dataclass(frozen=True)
 class TuneSettings:
     """One run's settings; kept beside what it makes.
