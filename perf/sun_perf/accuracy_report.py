@@ -9,6 +9,7 @@ import numpy as np
 
 from sun_build.evaluate import interval
 from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS
+from sun_perf.results import write_result
 
 HEAD = """\
 # Accuracy: sharing the decode module, row by row
@@ -35,7 +36,7 @@ def write(results: Path, page: Path) -> None:
     """Write the three; what is written by hand on the page, below its last table, stays."""
     found = load(results)
     scores = {task: {row: {key: r[key] for key in ("score", "ci_low", "ci_high", "n")} for row, r in rows.items()} for task, rows in found.items()}
-    (results / "accuracy.json").write_text(json.dumps(scores, indent=1) + "\n")
+    write_result(results / "accuracy.json", scores)
     draw(found, results / "accuracy.png")
     mark = "<!-- written by hand from here on -->\n"
     kept = page.read_text().split(mark, 1)[1] if page.is_file() and mark in page.read_text() else ""
