@@ -9,6 +9,7 @@ import numpy as np
 
 from sun_build.evaluate import interval
 from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS
+from sun_perf.machine import in_words
 from sun_perf.results import write_result
 
 HEAD = """\
@@ -63,8 +64,7 @@ def tables(found: dict[str, dict[str, dict]]) -> str:
     also = [(task, metric) for task in tasks for metric in TASKS[task].also]
     for task, metric in also:
         text += f"\n{task}, {metric}: " + ", ".join(f"{row} {r['also'][metric]:.3f}" for row, r in found[task].items()) + ".\n"
-    machines = [r["machine"] for rows in found.values() for r in rows.values()]
-    places = sorted({f"{m['cpu']}, {m['cpus']} CPUs, GPU {m['gpu']}, torch {m['torch']}" for m in machines})
+    places = sorted({in_words(r["machine"]) for rows in found.values() for r in rows.values()})
     return text + "\nMeasured on: " + "; ".join(places) + ".\n\n"
 
 
