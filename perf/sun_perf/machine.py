@@ -7,8 +7,6 @@ import platform
 import subprocess
 from pathlib import Path
 
-import torch
-
 CPUINFO = Path("/proc/cpuinfo")
 EXTENSIONS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 """Flags of `CPUINFO` that make low-bit formats fast, and that torch's name of a CPU's kernels does not tell."""
@@ -19,6 +17,8 @@ def machine() -> dict[str, str | int]:
 
     instructions: what torch's kernels are chosen for, then those of `EXTENSIONS` that there are: "AVX512 avx512_vnni avx512_bf16".
     """
+    import torch  # here, because a report names a result's machine without it, and it takes seconds
+
     known = dict(line.split(":", 1) for line in CPUINFO.read_text().splitlines() if ":" in line) if CPUINFO.is_file() else {}
     known = {field.strip(): value.strip() for field, value in known.items()}  # of the last CPU; all are alike
     flags = known.get("flags", "").split()
@@ -31,10 +31,14 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def processor(machine: dict) -> str:
+    """The processor of a result's `machine` for its report; older results do not have the instruction sets."""
+    return ", ".join(filter(None, (machine["cpu"], machine.get("instructions"))))
+
+
 def in_words(machine: dict) -> str:
-    """The `machine` of a result for its report; older results do not have the instruction sets."""
-    cpu = ", ".join(filter(None, (machine["cpu"], machine.get("instructions"))))
-    return f"{cpu}, {machine['cpus']} CPUs, GPU {machine['gpu']}, torch {machine['torch']}"
+    """All that a report says of a result's `machine`."""
+    return f"{processor(machine)}, {machine['cpus']} CPUs, GPU {machine['gpu']}, torch {machine['torch']}"
 
 
 def commit(root: Path) -> str:
