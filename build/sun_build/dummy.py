@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from sun.model.manifest import BaseManifest
 from sun.model.shape import config_path, load_config
 from sun.model.weights import INDEX_FILE
+from sun.readable import readable_json
 from sun.text.prompt import PromptSettings
 from sun_build.base import ARCHITECTURES, check_architecture, embedded, finish_base, load_tokenizer, replacing
 
@@ -63,7 +63,7 @@ def write_weights(folder: Path, shapes: dict[str, torch.Size], dtype: torch.dtyp
         save_file({name: random_tensor(name, shapes[name], dtype, draw) for name in names}, folder / file, metadata={"format": "pt"})
         files |= dict.fromkeys(names, file)
     size = dtype.itemsize * sum(shape.numel() for shape in shapes.values())
-    (folder / INDEX_FILE).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": files}, indent=1) + "\n")
+    (folder / INDEX_FILE).write_bytes(readable_json({"metadata": {"total_size": size}, "weight_map": files}))
 
 
 def layer_of(name: str) -> str:
