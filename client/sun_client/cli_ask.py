@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sun_client.cli_options import UrlOption
+from sun_client.cli_options import URL, UrlOption
 from sun_client.errors import SunError
 
 if TYPE_CHECKING:
     from sun_client.client import Piece, SunClient
     from sun.messages import Stats
-
-URL = "localhost:8001"
 
 
 def ask(
@@ -81,9 +79,9 @@ def stats(url: UrlOption = URL) -> None:
     load: tokens that its sequences may still generate. KV used: in tokens, of the worker's budget. ms/step: mean of the last 20 steps.
     module: number format and digest. last step: how many sequences of each task it held.
     """
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from sun_client import show
     from sun_client.client import SunClient
 
     numbers = ("running", "waiting", "load", "KV used", "steps", "ms/step")
@@ -98,7 +96,7 @@ def stats(url: UrlOption = URL) -> None:
                     broken.append(f"{worker}: {error}")
     except SunError as error:
         raise _with_hint(error) from error
-    Console(highlight=False).print(table)
+    show.console.print(table)
     if broken:
         raise SunError("; ".join(broken))
 

@@ -44,10 +44,13 @@ def setup(root: RootOption = None) -> None:
 
 
 def base(
-    source: Annotated[str, typer.Argument(help="smollm2 (it comes along), a folder with a Hugging Face checkpoint, or a hub id.")],
+    source: Annotated[str, typer.Argument(
+        help="smollm2 (it comes along), a folder with a Hugging Face checkpoint, or a hub id; with dummy a config.json, its folder, llama-3.1-8b or qwen3-8b.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default=False)] = None,
     system_prompt: Annotated[str | None, typer.Option(
         help="System message of conversations without one; '' for an empty one. Default: the template's own.", show_default=False)] = None,
+    load_format: Annotated[str, typer.Option(help="auto: the source's weights. dummy: random ones of its configuration, for timing.")] = "auto",
+    seed: Annotated[int | None, typer.Option(min=0, help="Of dummy's weights. Default: 0.", show_default=False)] = None,
     root: RootOption = None,
 ) -> None:
     """Lay out another base model. Tasks tuned on the one before no longer fit; `sun base smollm2` brings that one back."""
@@ -56,15 +59,24 @@ def base(
     from sun_client.root import Root
 
     place = Root.find(root)
+    if load_format not in ("auto", "dummy"):
+        raise ValueError(f"--load-format: got {load_format!r}, expected auto or dummy")
+    random = load_format == "dummy"
+    if random and revision is not None:
+        raise ValueError("--revision: is for hub ids; with --load-format dummy the configuration is a file here")
+    if not random and seed is not None:
+        raise ValueError("--seed: is of random weights; it needs --load-format dummy")
     # Taken for a hub id, a mistyped folder would give an error about hub ids.
-    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+    if not random and source.startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ValueError(f"there is no folder {source}")
     started = time.monotonic()
     with show.working(f"laying out {source} in {place.base}"), show.quiet_libraries():
         from sun.text.prompt import PromptSettings
         from sun_build.base import build_base
+        from sun_build.dummy import build_dummy
 
-        manifest = build_base(source, place.base, PromptSettings(system_prompt), revision)
+        prompt = PromptSettings(system_prompt)
+        manifest = build_dummy(source, place.base, prompt, seed or 0) if random else build_base(source, place.base, prompt, revision)
     print(f"base: {manifest.source}, {manifest.architecture}, {manifest.digest[:19]}, in {time.monotonic() - started:.0f} s.")
     registry = TaskRegistry(place.models)
     other = [name for name in registry.names() if registry.get(name).base_digest != manifest.digest]

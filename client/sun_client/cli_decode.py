@@ -19,7 +19,7 @@ def group() -> None:
 
 @app.command("replace")
 def replace(
-    scheme: Annotated[str | None, typer.Option(help="Number format: fp32, int8, int4 or nf4. Default: as it is.", show_default=False)] = None,
+    scheme: Annotated[str | None, typer.Option(help="Number format: fp32, bf16, int8, int4, nf4, bnb-int8 or bnb-nf4. Default: as it is.", show_default=False)] = None,
     weights: Annotated[Path | None, typer.Option(
         help="Folder of a checkpoint of the same base. Default: as it is; build/base itself sets it back.", show_default=False)] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that a worker's sequences have to end before they are moved, or fail.")] = 120.0,

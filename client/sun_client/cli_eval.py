@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sun_client.cli_options import RootOption
+from sun_client.cli_options import URL, RootOption, UrlOption
 
 
 def evaluate(
@@ -19,7 +19,7 @@ def evaluate(
     scheme: Annotated[str, typer.Option(help="Decode module of the row qsun: bf16, int8, int4, nf4, bnb-int8 or bnb-nf4.")] = "int4",
     prefill_scheme: Annotated[str, typer.Option(help="Of every row's prefill module: fp32, or int8 as its config.pbtxt may say.")] = "fp32",
     server: Annotated[bool, typer.Option("--server", help="Ask a running server in place of the engine: one row, of what it serves.")] = False,
-    url: Annotated[str, typer.Option(help="The server's gRPC address.")] = "localhost:8001",
+    url: UrlOption = URL,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
     batch: Annotated[int, typer.Option(min=1, help="Answers decoded, or asked for, at once.")] = 32,

@@ -31,7 +31,6 @@ def export(
 ) -> None:
     """Export a task's prefill module: prompt token ids in, KV out. Checked against torch; the largest error is printed and kept in export.json."""
     from sun_client import show
-    from sun_client.control import Control
     from sun_client.root import Root
 
     for option, value, known in (("--format", format, FORMATS), ("--lora", lora, LORA), ("--executor", executor or "onnx", EXECUTORS)):
@@ -67,7 +66,4 @@ def export(
     if not executor:
         return
     print(f"prefill_{task} has executor {executor}.")
-    for control in Control.running(place.path):
-        with show.working(f"loading {task}"):
-            control.load(*([] if here else [f"kv_{task}"]), f"prefill_{task}")
-        print(f"The server on port {control.http_port} serves it now.")
+    show.load(place.path, task, *([] if here else [f"kv_{task}"]), f"prefill_{task}")

@@ -51,17 +51,17 @@ def remove(name: Annotated[str, typer.Argument(help="The key's name.")], root: R
 @app.command("list")
 def list_keys(root: RootOption = None) -> None:
     """List the keys' names and bounds."""
-    from rich.console import Console
     from rich.table import Table
 
     from sun.router import key_file
+    from sun_client import show
 
     path, on, config = _place(root)
     table = Table("key", "requests/min", "tokens/min", "at once", "tasks", "priority at most")
     for key in key_file.read(path) if path.exists() else []:
         bounds = ["-" if bound is None else str(bound) for bound in (key.requests_per_minute, key.tokens_per_minute, key.max_inflight)]
         table.add_row(key.name, *bounds, "all" if key.tasks is None else ", ".join(key.tasks), key.priority_class)
-    Console(highlight=False).print(table)
+    show.console.print(table)
     if not on:
         print(HOW.format(config=config, name=DEFAULT))
 

@@ -10,6 +10,7 @@ import typer
 RootOption = Annotated[Path | None, typer.Option(
     "--root", help="Folder with model_repository/ and build/. Default: the checkout sun is installed from, else the working directory.",
     show_default=False)]
+URL = "localhost:8001"
 UrlOption = Annotated[str, typer.Option("--url", help="host:port of the server's gRPC endpoint; grpcs://host:port with TLS.")]
 HttpPortOption = Annotated[int, typer.Option("--http-port", min=1, max=65535, help="Port of HTTP (generate, generate_stream, health).")]
 GrpcPortOption = Annotated[int, typer.Option("--grpc-port", min=1, max=65535, help="Port of gRPC (what `sun ask` uses).")]

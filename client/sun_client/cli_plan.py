@@ -50,6 +50,7 @@ def plan(
     """How many prefill and decode workers does this traffic need? Simulated with measured times, for SUN and for conventional serving."""
     from sun_client import show
     from sun_client.root import Root
+    from sun_perf.machine import processor
     from sun_perf.simulation.calibration import Calibration
     from sun_perf.simulation.fleet import Limits
     from sun_perf.simulation.outcome import Slo
@@ -77,7 +78,7 @@ def plan(
         print(json.dumps({"machine": measured.machine, "requests": len(demand.asked), "plans": {name: as_object(made) for name, made in plans.items()}}))
     else:
         show.console.print(table(plans, demand))
-        show.say(f"Times measured on {measured.machine.get('cpu')} at commit {measured.commit}; each worker on {threads} cores of its own.")
+        show.say(f"Times measured on {processor(measured.machine)} at commit {measured.commit}; each worker on {threads} cores of its own.")
 
 
 def read_shares(text: str) -> dict[str, float]:

@@ -24,11 +24,10 @@ def quantize(
     root: RootOption = None,
 ) -> None:
     """Measure a low-bit decode module (QSUN): step times, agreement with float32, error by layer; --apply makes workers run it."""
-    import msgspec
-
     from sun.decode.packed import why_not
     from sun.model.calibration import TEXT
     from sun.model.quantise import FULL, SCHEMES, check_scheme
+    from sun.readable import readable_json
     from sun_build import quantisation
     from sun_client import show
     from sun_client.config_file import set_parameter
@@ -58,7 +57,7 @@ def quantize(
     worst = sorted(lost.layers.items(), key=lambda item: -item[1])[:3]
     print("Largest errors: " + ", ".join(f"{name} {error:.1%}" for name, error in worst) + ".")
     if report is not None:
-        report.write_bytes(msgspec.json.format(msgspec.json.encode(lost.as_dict()), indent=1) + b"\n")
+        report.write_bytes(readable_json(lost.as_dict()))
     if apply:
         for config in sorted(place.models.glob("decode_*/config.pbtxt")):
             set_parameter(config, "scheme", chosen)

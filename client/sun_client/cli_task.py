@@ -24,7 +24,6 @@ def add(
     A task.json beside the weights (`sun tune` writes one) must fit the base. Requests of a replaced task that have begun end with the old weights.
     """
     from sun_client import show
-    from sun_client.control import Control
     from sun_client.root import Root
 
     place = Root.find(root)
@@ -35,10 +34,7 @@ def add(
 
         manifest = add_task(place.models, place.base, name, weights)
     print(f"{name}: added with {manifest.weights} weights {manifest.weights_digest[:19]}.")
-    for control in Control.running(place.path):
-        with show.working(f"loading task {name}"):
-            control.load(f"prefill_{name}", name)
-        print(f"The server on port {control.http_port} serves it now.")
+    show.load(place.path, name, f"prefill_{name}", name)
 
 
 @app.command("remove")
@@ -62,10 +58,10 @@ def remove(name: Annotated[str, typer.Argument(help="The task's name.")], root: 
 @app.command("list")
 def list_tasks(root: RootOption = None) -> None:
     """List the tasks, their weights and what they score."""
-    from rich.console import Console
     from rich.table import Table
 
     from sun.router.tasks import TaskRegistry
+    from sun_client import show
     from sun_client.root import Root
 
     place = Root.find(root)
@@ -78,5 +74,4 @@ def list_tasks(root: RootOption = None) -> None:
     for task in map(registry.get, registry.names()):
         pairs = [", ".join(f"{key} {value}" for key, value in values.items()) for values in (task.sampling, task.metric)]
         table.add_row(task.name, task.weights, task.weights_digest[:19], "yes" if task.base_digest == digest else "no", *pairs)
-    Console(highlight=False).print(table)
-
+    show.console.print(table)

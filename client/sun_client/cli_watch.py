@@ -17,21 +17,20 @@ def doctor(
     root: RootOption = None, http_port: HttpPortOption = 8000, grpc_port: GrpcPortOption = 8001, metrics_port: MetricsPortOption = 8002,
 ) -> None:
     """Check an installation: versions, Triton, weights' digests, shared memory, ports, formats, GPU; and say what to do. Exit code 1 if it cannot serve."""
-    from rich.console import Console
     from rich.table import Table
 
+    from sun_client import show
     from sun_client.doctor import Doctor
     from sun_client.root import Root
     from sun_client.server import Ports
-    from sun_client.show import quiet_libraries
 
     table = Table("check", "", "seen", "what to do")
     states = set()
-    with quiet_libraries():
+    with show.quiet_libraries():
         for finding in Doctor(Root.find(root), Ports(http_port, grpc_port, metrics_port)).run():
             table.add_row(finding.check, finding.state, finding.seen, finding.advice, style=STYLES[finding.state] if finding.state != "ok" else None)
             states.add(finding.state)
-    Console(highlight=False).print(table)
+    show.console.print(table)
     sys.exit(1 if "error" in states else 0)
 
 
@@ -41,13 +40,12 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print one look, of the time since the server's start, and end.")] = False,
 ) -> None:
     """Watch a running server: its workers, their batches, and every task's requests, tokens and times since the last look. Ctrl-C ends it."""
-    from rich.console import Console
     from rich.live import Live
 
     from sun_client.metrics import read
+    from sun_client.show import console
     from sun_client.top import tables
 
-    console = Console(highlight=False)
     if once:
         console.print(tables(read(url), {}, None))
         return

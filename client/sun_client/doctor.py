@@ -110,8 +110,10 @@ class Doctor:
 
     def memory(self) -> Iterator[Finding]:
         """Room for the workers' weights and KV pools."""
+        from sun.model.weights import map_checkpoint
+
         workers = [path for path in self.root.models.glob("decode_*") if path.is_dir()]
-        weights = sum(file.stat().st_size for file in self.root.base.glob("*.safetensors"))
+        weights = 4 * sum(tensor.numel() for tensor in map_checkpoint(self.root.base).values())  # float32, whatever they are on disk
         need = len(workers) * (2 * weights + self.root.manifest().geometry.kv_bytes(16384, 4))
         free = available()
         yield Finding("memory", "ok" if free >= need else "warning", f"{free / GIB:.1f} GiB free, {len(workers)} decode workers may need {need / GIB:.1f}",

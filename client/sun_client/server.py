@@ -19,7 +19,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from sun import key
-from sun.door import ENV as DOOR
+from sun.door import VARIABLE as DOOR
 from sun_client import shm
 from sun_client.config_file import parameter
 from sun_client.control import Control

@@ -7,10 +7,12 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from sun_client.control import Control
 from sun_client.server import Server
 
 console = Console(highlight=False)
@@ -70,6 +72,14 @@ def start(server: Server) -> None:
     """Start a server, showing that it loads."""
     with working(f"starting tritonserver (log: {server.log})"):
         server.start()
+
+
+def load(root: Path, task: str, *models: str) -> None:
+    """Have the servers of a root that run now load a task's models, showing it. Raises ServerError."""
+    for control in Control.running(root):
+        with working(f"loading task {task}"):
+            control.load(*models)
+        print(f"The server on port {control.http_port} serves it now.")
 
 
 def stop(server: Server) -> None:

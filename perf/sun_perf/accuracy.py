@@ -20,9 +20,9 @@ from sun_build.tune.settings import TuneSettings
 from sun_perf import accuracy_report
 from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, training
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "perf" / "results"
 RUNS = ROOT / ".run" / "accuracy"
 BASE = ROOT / "build" / "base"
 # A training step allocates and frees the same large blocks over and over; glibc would give them back and fault them in anew.
@@ -78,7 +78,7 @@ def train(task: Task, weights: str, data: Path) -> dict:
         raise KeyboardInterrupt
     known = {"settings": asdict(settings), "seconds": round(time.monotonic() - started), "held_out_loss": result["held_out_loss"],
              "train_loss": result["train_loss"], "examples": result["examples"]}
-    note.write_text(json.dumps(known, indent=1) + "\n")
+    write_result(note, known)
     return known
 
 
@@ -98,8 +98,7 @@ def evaluate(task: Task, row: Row, data: Path, trained: dict | None) -> None:
         "date": time.strftime("%Y-%m-%d"),
     }
     path = result_path(task.name, row.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, result)
     print(f"{task.name} {row.name}: {task.metric} {result['score']:.3f} [{result['ci_low']:.3f}, {result['ci_high']:.3f}]", flush=True)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from sun_build.evaluate import interval
 from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS
+from sun_perf.machine import in_words
+from sun_perf.results import write_result
 
 HEAD = """\
 # Accuracy: sharing the decode module, row by row
@@ -35,7 +37,7 @@ def write(results: Path, page: Path) -> None:
     """Write the three; what is written by hand on the page, below its last table, stays."""
     found = load(results)
     scores = {task: {row: {key: r[key] for key in ("score", "ci_low", "ci_high", "n")} for row, r in rows.items()} for task, rows in found.items()}
-    (results / "accuracy.json").write_text(json.dumps(scores, indent=1) + "\n")
+    write_result(results / "accuracy.json", scores)
     draw(found, results / "accuracy.png")
     mark = "<!-- written by hand from here on -->\n"
     kept = page.read_text().split(mark, 1)[1] if page.is_file() and mark in page.read_text() else ""
@@ -62,8 +64,7 @@ def tables(found: dict[str, dict[str, dict]]) -> str:
     also = [(task, metric) for task in tasks for metric in TASKS[task].also]
     for task, metric in also:
         text += f"\n{task}, {metric}: " + ", ".join(f"{row} {r['also'][metric]:.3f}" for row, r in found[task].items()) + ".\n"
-    machines = [r["machine"] for rows in found.values() for r in rows.values()]
-    places = sorted({f"{m['cpu']}, {m['cpus']} CPUs, GPU {m['gpu']}, torch {m['torch']}" for m in machines})
+    places = sorted({in_words(r["machine"]) for rows in found.values() for r in rows.values()})
     return text + "\nMeasured on: " + "; ".join(places) + ".\n\n"
 
 

@@ -17,9 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sun_build.tune.settings import TuneSettings
-from sun_perf.accuracy import BASE, RESULTS, RUNS, one_thread
+from sun_perf.accuracy import BASE, RUNS, one_thread
 from sun_perf.accuracy_plan import HELD_OUT
 from sun_perf.machine import machine
+from sun_perf.results import RESULTS, write_result
 
 STEPS = 40
 
@@ -98,7 +99,7 @@ def main() -> None:
             name, loss = run_made.result()
             print(f"{name}: held-out loss {loss}", flush=True)
             known[name] = {"held_out_loss": loss, "settings": asdict(STUDY[name]), "machine": machine()}
-            path.write_text(json.dumps(known, indent=1) + "\n")
+            write_result(path, known)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -22,10 +21,10 @@ from sun_perf.fleet_layout import KV_TOKENS, SYSTEMS, Material
 from sun_perf.load import Load, OwnLoad
 from sun_perf.machine import commit, machine
 from sun_perf.perf_analyzer import perf_analyzer
+from sun_perf.results import RESULTS, write_result
 from sun_perf.samples import Slo
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "perf" / "results"
 SCRATCH = ROOT / ".run" / "bench"
 QUIET_CPUS = 0.2
 
@@ -54,9 +53,8 @@ def measure(bench: Bench, material: Material, load: Load, ports: Ports, slo: Slo
 
 def write(found: dict, results: Path) -> None:
     """Write `bench.json`, and what follows from it: claims and figures."""
-    results.mkdir(parents=True, exist_ok=True)
     whole = {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), **found}
-    (results / "bench.json").write_text(json.dumps(whole, indent=1) + "\n")
+    write_result(results / "bench.json", whole)
     claims.write(results)
     for path in figures.draw(results):
         say(f"drawn: {path}")

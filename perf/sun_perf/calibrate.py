@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sun_perf.results import RESULTS
+
 if TYPE_CHECKING:
     from sun.local import LocalFleet
     from sun_perf.simulation.costs import PrefillRow, StepRow
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 PATH = RESULTS / "calibration.json"
 BATCHES = (1, 4, 8, 16, 32)
 CONTEXTS = (128, 256, 512)
@@ -134,9 +135,8 @@ def main() -> None:
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # torch reads it once, when it is imported
 
-    import msgspec
-
     from sun.local import LocalFleet
+    from sun.readable import readable_json
     from sun_client.root import Root
     from sun_perf.machine import commit, machine
     from sun_perf.simulation.calibration import Calibration, Steps, read
@@ -154,7 +154,7 @@ def main() -> None:
     finally:
         fleet.close()
     made = Calibration(machine=machine(), commit=commit(root.path), steps=steps, prefill=prefill, token_budget=TOKEN_BUDGET)
-    args.out.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n")
+    args.out.write_bytes(readable_json(made))
 
     def line(name: str, fit: Fit) -> str:
         return f"{name}: fit of {fit.rows} rows, relative error {fit.median:.1%} at the median, {fit.worst:.1%} at worst"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from sun_client.client import SunClient
 from sun_client.show import say
 from sun_perf.machine import commit, machine
 from sun_perf.own_server import ROOT, own_server
+from sun_perf.results import RESULTS, write_result
 from sun_perf.running import url
 from sun_perf.workload import WORDS, Request
 
@@ -114,7 +114,7 @@ def main() -> None:
         weights = [ROOT / "build" / "tasks" / name for name in ("bash", "math")]
         report = measure(url(server), (first, second), args.each, actions(server.root, weights), args.rounds)
     report |= {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d")}
-    (ROOT / "perf" / "results" / "changes.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_result(RESULTS / "changes.json", report)
     for line in report["failed"]:
         say(line, "red")
     sys.exit(1 if report["failed"] else 0)

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-RESULTS = Path(__file__).parents[1] / "results"
+from sun_perf.results import RESULTS, write_result
+
 FILE = "claims.json"
 
 
@@ -48,7 +49,7 @@ def gather(results: Path) -> dict:
 def write(results: Path) -> Path:
     """Write `claims.json` into a folder of results; the file."""
     path = results / FILE
-    path.write_text(json.dumps(gather(results), indent=1) + "\n")
+    write_result(path, gather(results))
     return path
 
 

@@ -23,6 +23,7 @@ from sun_client.show import say
 from sun_perf.load import OwnLoad
 from sun_perf.machine import commit, machine
 from sun_perf.own_server import ROOT, own_server
+from sun_perf.results import RESULTS, write_result
 from sun_perf.running import url
 from sun_perf.samples import percentiles, ratio
 from sun_perf.workload import Lengths, Request, draw, poisson
@@ -118,7 +119,7 @@ def main() -> None:
         kept, flooding, *_ = TaskRegistry(server.root / "model_repository").names()
         report = measure(url(server), kept, flooding, args.rate, args.times, args.seconds, args.rounds)
     report |= {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d")}
-    (ROOT / "perf" / "results" / "fairness.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_result(RESULTS / "fairness.json", report)
     say(json.dumps({name: report[name] for name in ("ttft_ms", "p95_over_quiet")}))
 
 

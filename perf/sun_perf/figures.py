@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sun_perf.bench_plan import EQUAL_LOAD
+from sun_perf.results import RESULTS
 
-RESULTS = Path(__file__).parents[1] / "results"
 LOOKS = {"partitioned": ("#30475e", "o", "-"), "sun": ("#f2b134", "s", "-"), "sun_all": ("#d98c5f", "D", ":"), "qsun": ("#49a078", "^", "-")}
 """Colour, marker and line of each system."""
 

@@ -7,7 +7,6 @@ ways of sharing take turns.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -23,9 +22,9 @@ from sun_client.show import say
 from sun_perf import interference_engines as engines
 from sun_perf.interference_engines import Engines, Seat, Work
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 from sun_perf.samples import percentiles, ratio
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 PARTS = ("decode_step_ms", "prefill_ms")
 
 
@@ -146,8 +145,7 @@ def main() -> None:
     print(f"{'':32}{'step p50':>10} {'p95 ms':>10} {'x alone':>8}  {'prompt p50':>10} {'p95 ms':>10} {'x alone':>8}{'CPUs':>10}")
     for row in made["ways"]:
         print(line(row))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(made, indent=1) + "\n")
+    write_result(args.out, made)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import statistics
 import tempfile
@@ -24,8 +23,8 @@ from sun.prefill.onnx import OnnxExecutor
 from sun_build.export.onnx import OPSET, export_onnx
 from sun_perf import samples
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 
-RESULTS = Path(__file__).parents[1] / "results"
 LENGTHS = (16, 32, 64, 128, 256, 512)
 TORCH = "torch"
 LORA = ("merged", "separate")
@@ -128,8 +127,7 @@ def main() -> None:
         print(f"{name:14} " + "  ".join(f"{n}: {ms:7.1f} ms" for n, ms in row.items()) + f"  {made['own_memory_mb'][name]:.0f} MB of its own")
     for name, row in made["times_as_fast_as_torch"].items():
         print(f"{name} against torch: " + ", ".join(f"{n}: {ratio}x" for n, ratio in row.items()))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(made, indent=1) + "\n")
+    write_result(arguments.out, made)
 
 
 if __name__ == "__main__":

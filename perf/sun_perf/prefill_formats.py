@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ from sun.model.manifest import PREFILL_SCHEMES
 from sun.prefill.engine import PrefillEngine
 from sun_perf import samples
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 
-RESULTS = Path(__file__).parents[1] / "results"
 LENGTHS = (32, 128, 512)
 
 
@@ -74,8 +73,7 @@ def main() -> None:
         print(f"{scheme:5} " + "  ".join(f"{row['tokens']}: {row['ms']:7.1f} ms" for row in made["passes"] if row["scheme"] == scheme))
     for key in ("over_int8", "kv_error"):
         print(f"{key}: {made[key]}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(made, indent=1) + "\n")
+    write_result(arguments.out, made)
 
 
 if __name__ == "__main__":

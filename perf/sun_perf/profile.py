@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 import threading
@@ -23,12 +22,12 @@ from sun_client.server import Ports, interruptible
 from sun_client.show import quiet_libraries, say
 from sun_perf.fleet_layout import SYSTEMS, Material, lay_out, task_names
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 from sun_perf.running import running, url
 from sun_perf.stacks import Stack, py_spy, record, shares, waiting
 from sun_perf.workload import Lengths, Request, draw
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "perf" / "results"
 SCRATCH = ROOT / ".run" / "profile"
 TASKS = 2
 """One decode worker for both: see `SYSTEMS`."""
@@ -136,8 +135,7 @@ def main() -> None:
     SCRATCH.mkdir(parents=True, exist_ok=True)
     with interruptible(), quiet_libraries(), tempfile.TemporaryDirectory(dir=SCRATCH) as scratch:
         made = measure(Path(scratch), Ports(args.port, args.port + 1, args.port + 2), material, args.concurrency, args.seconds)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine(), "commit": commit(ROOT), **made}, indent=1) + "\n")
+    write_result(args.out, {"machine": machine(), "commit": commit(ROOT), **made})
     for line in table(made):
         say(line)
 

@@ -14,7 +14,7 @@ from sun.text.prompt import PromptFormat
 from sun_client.server import Ports
 from sun_perf.fleet_layout import KV_TOKENS, SYSTEMS, Material, lay_out, task_names
 from sun_perf.load import Load
-from sun_perf.running import running, url
+from sun_perf.running import running
 from sun_perf.samples import Sample, batch_rate, ratio
 from sun_perf.workload import Lengths, Request, draw
 

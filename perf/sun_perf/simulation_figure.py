@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
+from sun_perf.results import RESULTS, write_result
 from sun_perf.simulation.calibration import Calibration
 from sun_perf.simulation.fleet import Limits
 from sun_perf.simulation.outcome import Slo
@@ -19,7 +20,6 @@ from sun_perf.simulation.plan import Demand, plan
 from sun_perf.simulation.traffic import Lognormal, Traffic, named
 from sun_perf.workload import zipf
 
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 ALPHAS = (0.0, 0.8, 1.2, 2.0)
 TASKS = (2, 4, 8, 16, 32, 64, 128, 256)
 RATE_PER_TASK = 0.5
@@ -99,9 +99,9 @@ def main() -> None:
             made = [pool.submit(point, args.calibration, *at, Slo(args.ttft_ms, args.tpot_ms), args.scheme) for at in reversed(wanted)]
             points = [future.result() for future in reversed(made)]
         measured = Calibration.load(args.calibration)
-        path.write_text(json.dumps({
+        write_result(path, {
             "machine": measured.machine, "commit": measured.commit, "scheme": args.scheme, "slo": {"ttft_p95_ms": args.ttft_ms, "tpot_p95_ms": args.tpot_ms},
-            "points": points}, indent=1) + "\n")
+            "points": points})
     draw(json.loads(path.read_text())["points"], path.with_suffix(".png"))
 
 

@@ -31,6 +31,7 @@ from sun_client.show import say
 from sun_client.supervisor import Supervisor
 from sun_perf.machine import commit, machine
 from sun_perf.own_server import ROOT, own_server
+from sun_perf.results import RESULTS, write_result
 
 PROMPTS = ("find big files", "My card was swallowed by the machine", "Tom has 3 boxes of 12 eggs and breaks 5. How many are whole?", "hello " * 60)
 SAMPLINGS = ({"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}, {"temperature": 1.1, "seed": 3, "top_k": 8, "repetition_penalty": 1.2})
@@ -170,7 +171,7 @@ def main() -> None:
         soak.refer()
         report = soak.run(60 * args.minutes, args.kill_every)
     report |= {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), "left": server.leftovers()}
-    (ROOT / "perf" / "results" / "soak.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_result(RESULTS / "soak.json", report)
     say(json.dumps({name: report[name] for name in ("counts", "grown", "idle_at_the_end", "left")}))
     for line in report["wrong"]:
         say(line, "red")

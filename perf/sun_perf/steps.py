@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +18,8 @@ from sun.model.quantise import FULL
 from sun_perf import samples
 from sun_perf.floor import Machine, floor_ms
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 
-RESULTS = Path(__file__).parents[1] / "results"
 BATCHES = (1, 4, 8, 16, 32)
 CONTEXT = 256
 PLAIN = "torch fp32"
@@ -99,8 +98,7 @@ def main() -> None:
         print(f"{name:10} " + "  ".join(f"{row['batch']}: {row['ms']:6.1f} ms" for row in rows))
     for key in ("qsun_over_sun", "step_over_floor", "limits"):
         print(f"{key}: {made[key]}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(made, indent=1) + "\n")
+    write_result(arguments.out, made)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ on a shared machine step times drift.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sun_perf.results import RESULTS, write_result
 
 if TYPE_CHECKING:
     from sun.local import LocalFleet
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sun_perf.simulation.outcome import Outcome
     from sun_perf.simulation.traffic import Request
 
-PATH = Path(__file__).resolve().parents[1] / "results" / "simulation_validation.json"
+PATH = RESULTS / "simulation_validation.json"
 BATCHES, CONTEXTS, PROMPTS = (1, 2, 4, 8), (48, 96, 192), (24, 64, 128, 256)
 MAX_BATCH, KV_TOKENS, TOKEN_BUDGET = 8, 8192, 512
 PATIENCE_S = 300.0
@@ -166,7 +167,7 @@ def main() -> None:
         "step_ms_after_over_before": round(StepTime.from_rows(after[0]).ms(4, 96) / StepTime.from_rows(before[0]).ms(4, 96), 3),
         "compared": compare(measured, simulated(1.0)),
         "step_ms_in_the_run_over_calibrated": round(slowed, 3), "compared_at_the_run's_speed": compare(measured, simulated(slowed))}
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(args.out, result)
     for title, key in (("as calibrated", "compared"), (f"at the run's speed, steps {slowed:.2f} times as long", "compared_at_the_run's_speed")):
         print(title)
         for name, row in result[key].items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +16,6 @@ from sun_build.tune.batches import plan_batches
 from sun_build.tune.data import Conversation, Example, examples, read_conversations
 from sun_build.tune.trainer import split
 from sun_client.cli import app
-from tests.unit import tiny
 
 GOOD = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
 LONG = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 100}]})

@@ -10,15 +10,15 @@ from sun import door
 
 
 def test_without_a_secret_every_door_is_open(monkeypatch):
-    monkeypatch.delenv(door.ENV, raising=False)
+    monkeypatch.delenv(door.VARIABLE, raising=False)
     door.check("")
     assert door.pass_on() == {}
-    with pytest.raises(ValueError, match=f"^keys: .*{door.ENV}"):
+    with pytest.raises(ValueError, match=f"^keys: .*{door.VARIABLE}"):
         door.demand()
 
 
 def test_with_one_only_the_router_comes_in(monkeypatch):
-    monkeypatch.setenv(door.ENV, "s3cret")
+    monkeypatch.setenv(door.VARIABLE, "s3cret")
     door.demand()
     door.check(json.dumps(door.pass_on()))
     for parameters in ("", "{}", '{"sun_door": ""}', '{"sun_door": "s3cre"}', '{"sun_door": 7}', '{"sun_door": "\\ud800"}', '{"api_key": "s3cret"}'):

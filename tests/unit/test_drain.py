@@ -79,7 +79,7 @@ def test_while_all_workers_drain_requests_wait_for_one_that_takes_them(serve):
     for engine in service.fleet.decodes.values():
         engine.drain()
     answer = service.ask(TEXT)
-    eventually(lambda: service.router._stranded)
+    eventually(lambda: service.router.placement.stranded)
     assert not answer.done.is_set()
     service.fleet.decodes["decode_1"].drain(on=False)
     assert answer.whole.token_ids
@@ -110,7 +110,7 @@ def split(service) -> None:
 
 @pytest.mark.parametrize("how", ["evicted", "killed"])
 def test_an_answer_that_has_begun_waits_for_its_module_and_fails_naming_it(serve, monkeypatch, how):
-    monkeypatch.setattr("sun.router.router.STRANDED_S", 0.2)
+    monkeypatch.setattr("sun.router.placement.STRANDED_S", 0.2)
     service = serve(fleet=Mortal, workers=2)
     split(service)
     gates = {name: service.gate(name) for name in service.fleet.decodes}
@@ -141,7 +141,7 @@ def test_an_answer_that_has_begun_goes_on_when_its_module_is_back(serve):
     gates[first].wait_entered(4)
     assert answer.begun.wait(10), "an answer without a token may go on anywhere"
     service.fleet.kill(first)
-    eventually(lambda: service.router._stranded)
+    eventually(lambda: service.router.placement.stranded)
     # Not before: what was left of the answer could come from it until the router has noticed its death.
     for gate in gates.values():
         gate.open()

@@ -156,7 +156,7 @@ def test_without_a_worker_requests_wait_for_one_to_come_back(serve):
 
 
 def test_without_a_worker_for_too_long_requests_end_with_an_error_that_says_so(serve, monkeypatch):
-    monkeypatch.setattr("sun.router.router.STRANDED_S", 0.1)
+    monkeypatch.setattr("sun.router.placement.STRANDED_S", 0.1)
     service = serve(fleet=Mortal)
     service.fleet.dead.add("decode_0")
     eventually(lambda: not service.router.pool.loads)

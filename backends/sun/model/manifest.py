@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from sun.readable import readable_json
 from sun.text.prompt import PromptSettings
 
 PREFILL_SCHEMES = ("fp32", "int8")
@@ -101,5 +102,4 @@ class TaskManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 def write_manifest(directory: str | Path, manifest: BaseManifest | TaskManifest) -> None:
     """Write a manifest in its file of ``directory``, readable and stable under git."""
     name = BASE_FILE if isinstance(manifest, BaseManifest) else TASK_FILE
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    (Path(directory) / name).write_bytes(text + b"\n")
+    (Path(directory) / name).write_bytes(readable_json(manifest))

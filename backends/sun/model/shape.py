@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parent / "configs"
 """Configurations of models whose weights are not here."""
+FAMILY = ("llama", "mistral", "qwen2", "qwen3")
+"""The model types that there are engines for."""
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+"""What a configuration must say itself: where it does not, transformers would take another model's."""
 
 
 @dataclass(frozen=True)
@@ -92,24 +96,51 @@ def rope_angles(config: PretrainedConfig) -> Angles:
     return Angles(inv_freq.tolist(), float(scale))
 
 
-def load_shape(name: str | Path) -> Shape:
-    """The shape of a Hugging Face ``config.json``: its file or folder, or the name of one of `CONFIGS` ("llama-3.1-8b").
+def config_path(name: str | Path) -> Path:
+    """The file of a Hugging Face configuration: that itself, its folder, or the name of one of `CONFIGS` ("llama-3.1-8b").
 
-    Raises ValueError naming what there is if there is no such one, or the architecture if it is not of Llama's family.
+    Raises ValueError naming what there is if there is no such one.
     """
-    from transformers import AutoConfig
-
     path = CONFIGS / f"{name}.json"
     if not path.is_file():
         path = Path(name) / "config.json" if Path(name).is_dir() else Path(name)
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONFIGS.glob("*.json")))
         raise ValueError(f"config: {name} is neither a config.json nor one of {known}")
-    values = json.loads(path.read_text())
+    return path
+
+
+def load_config(path: Path) -> PretrainedConfig:
+    """A configuration of Llama's family, by transformers. Raises ValueError naming the file, the field and what it must be."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from error
     kind = values.pop("model_type", None)
-    if kind not in ("llama", "mistral", "qwen2", "qwen3"):
-        raise ValueError(f"{path}: model_type {kind!r} is not supported; supported are llama, mistral, qwen2, qwen3")
-    config = AutoConfig.for_model(kind, **values)
+    if kind not in FAMILY:
+        raise ValueError(f"{path}: model_type {kind!r} is not supported; supported are {', '.join(FAMILY)}")
+    for field in SIZES:
+        if field not in values:
+            raise ValueError(f"{path}: {field} is missing")
+        if type(values[field]) is not int or values[field] < 1:
+            raise ValueError(f"{path}: {field}: got {values[field]!r}, expected a whole number of at least 1")
+    try:
+        config = AutoConfig.for_model(kind, **values)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if kv_heads < 1 or heads % kv_heads:
+        raise ValueError(f"{path}: num_key_value_heads: got {kv_heads}, expected a divisor of the {heads} of num_attention_heads")
+    return config
+
+
+def load_shape(name: str | Path) -> Shape:
+    """The shape of a configuration, see `config_path`. Raises ValueError as `load_config` does."""
+    config = load_config(config_path(name))
+    kind = config.model_type
     return Shape(
         layers=config.num_hidden_layers, hidden=config.hidden_size, inner=config.intermediate_size, heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads, head_dim=head_dim(config), vocab=config.vocab_size, norm_eps=config.rms_norm_eps,

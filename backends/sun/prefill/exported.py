@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from sun.model.manifest import BaseManifest, TaskManifest
+from sun.readable import readable_json
 
 EXPORT_FILE = "export.json"
 ONNX_FILE, PLAN_FILE = "model.onnx", "model.plan"
@@ -63,7 +64,7 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def save(self, folder: Path) -> None:
         """Write ``export.json``."""
-        (folder / EXPORT_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
+        (folder / EXPORT_FILE).write_bytes(readable_json(self))
 
     def check(self, base: BaseManifest, task: TaskManifest) -> None:
         """Raise ValueError naming the field by which this is not an export of ``task`` as it is now."""

@@ -14,6 +14,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from sun.readable import readable_json
+
 PREFIX = "sun-"
 """What all keys begin with, so that scanners for leaked secrets can know them."""
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -103,7 +105,7 @@ def _changing(path: Path) -> Iterator[list[Key]]:
         part = path.with_name(f".{path.name}.part")
         part.unlink(missing_ok=True)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(KeyFile(keys)), indent=1) + b"\n")
+            file.write(readable_json(KeyFile(keys)))
             os.fsync(file.fileno())
         part.replace(path)
     finally:

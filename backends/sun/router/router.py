@@ -22,6 +22,7 @@ from sun.router.keys import Keys
 from sun.router.limits import Limits
 from sun.router.meter import Meter, NoMeter
 from sun.router.pace import Pace
+from sun.router.placement import Placement
 from sun.router.policy import Policy
 from sun.router.pool import Pool
 from sun.router.record import Record
@@ -36,10 +37,6 @@ READERS, MOVERS = 4, 4
 """Threads that read requests, and that find new workers for sequences beside those that begin."""
 GAUGE_POLLS = 5
 """Gauges are set at every so many polls: once a second."""
-STRANDED_S = 30.0
-"""How long a request waits for a worker to come back when none lives."""
-MOST_WORKERS = 4
-"""A sequence that so many workers have had is not given to another: it may be what kills them."""
 CLOSE_S = 5.0
 
 
@@ -58,10 +55,9 @@ class Router:
         self.name = secrets.token_hex(8)
         self.transports = {transport.name: transport for transport in transports}
         self.pool = Pool(fleet, workers, policy, self._lost, self._found)
+        self.placement = Placement(fleet, self.pool, meter, self._listen, self._again, self._fail)
         self._listening: dict[str, threading.Thread] = {}
         self._active: dict[str, Active] = {}
-        self._stranded: dict[str, float] = {}
-        self._orphans: dict[str, list[str]] = {worker: [] for worker in workers}
         self._lock = threading.Lock()
         self.admission = Admission(limits.queue, limits.starting, lambda: limits.max_running_tokens or self.pool.budget, self.pace.seconds)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
@@ -215,78 +211,21 @@ class Router:
         if active.ended:
             self._clean(active)
             return
-        self._assign(active)
+        self.placement.assign(active)
 
-    def _assign(self, active: Active) -> None:
-        """Give a sequence to a worker. One that cannot take it is passed over; if none lives, it waits for one."""
-        tried: set[str] = set()
-        failed: Exception | None = None
-        while not active.ended:
-            tokens = active.admit.params.max_tokens - len(active.tokens)
-            worker = self.pool.pick(active.admit.task, tokens, tried, active.bound)
-            if worker is None:
-                return self._strand(active, failed)
-            admit = active.assign(worker)
-            if admit is None:
-                return self.pool.put_back(worker, tokens)
-            try:
-                ack = self.fleet.admit(worker, admit, active.shipment)
-            except Exception as error:
-                self.pool.put_back(worker, tokens)
-                if active.withdraw(worker) is None:
-                    return  # ended meanwhile, or the worker was found dead and another is being looked for already
-                if isinstance(error, ValueError) or getattr(error, "code", None) == "INVALID_ARG":
-                    raise
-                if isinstance(error, Gone):
-                    self.pool.lose(worker, error)
-                else:
-                    failed = error
-                    tried.add(worker)
-                continue
-            self.pool.report(worker, ack.load)
-            if ack.draining:
-                self.pool.drained(worker)
-                if active.withdraw(worker) is None:
-                    return
-                continue
-            if active.accept(admit.id, ack.module):
-                return self._listen(worker)
-            return self._abort(worker, [admit.id])  # whoever ended or moved it could not know that the worker has it now
-
-    def _strand(self, active: Active, failed: Exception | None) -> None:
-        """No worker takes the sequence: wait for one, unless all that live have refused it."""
-        if failed is not None:
-            raise failed
-        self._stranded[active.key] = time.monotonic() + STRANDED_S
+    def _again(self, active: Active) -> None:
+        """Look for another worker for a sequence, in one of the starter threads."""
+        if not self._closed.is_set():
+            self._starters.submit(self._run, self.placement.assign, active)
 
     def _lost(self, worker: str) -> None:
-        """A worker is dead or hangs: others go on with what it had."""
+        """A worker is dead or hangs: nobody listens to it any more, and others go on with what it had."""
         with self._lock:
             self._listening.pop(worker, None)
-        orphans = self._move(worker, list(self._active.values()), f"decode worker {worker} died")
-        with self._lock:
-            self._orphans[worker] += orphans
+        self.placement.lost(worker, list(self._active.values()))
 
     def _found(self, worker: str) -> None:
-        """A worker is back: if it only hung, it drops what others have taken over."""
-        with self._lock:
-            orphans, self._orphans[worker] = self._orphans[worker], []
-        self._abort(worker, orphans)
-
-    def _move(self, worker: str, sequences: list[Active], why: str) -> list[str]:
-        """Have sequences that a worker lost go on elsewhere, from the same KV and the tokens that there are; their ids there."""
-        moved = []
-        for active in sequences:
-            admission = active.withdraw(worker)
-            if admission is None:
-                continue
-            moved.append(admission)
-            self.meter.add("sun_failover_total", worker=worker)
-            if active.assigned >= MOST_WORKERS:
-                self._fail(active, RequestError("INTERNAL", f"{why}; it was the {active.assigned}th to have the sequence"))
-            elif not self._closed.is_set():
-                self._starters.submit(self._run, self._assign, active)
-        return moved
+        self.placement.found(worker)
 
     def _listen(self, worker: str) -> None:
         with self._lock:
@@ -319,10 +258,10 @@ class Router:
         if not mine:
             return  # the worker was lost meanwhile, and all that it had is elsewhere
         if broken is not None:
-            self._abort(worker, self._move(worker, list(known.values()), f"decode worker {worker} failed: {broken}"))
+            self.placement.abort(worker, self.placement.move(worker, list(known.values()), f"decode worker {worker} failed: {broken}"))
         else:  # what it had all along and did not end would wait for events that never come
             lost = [active for admission, active in known.items() if active.admission == admission]
-            self._move(worker, lost, f"decode worker {worker} no longer has the sequence")
+            self.placement.move(worker, lost, f"decode worker {worker} no longer has the sequence")
         if self._admitted(worker):
             self._listen(worker)
 
@@ -353,7 +292,7 @@ class Router:
     def _clean(self, active: Active, finished: bool = False) -> None:
         """Forget an ended request; free its ticket, and its slot unless the worker itself ended it."""
         self._active.pop(active.key, None)
-        self._stranded.pop(active.key, None)
+        self.placement.forget(active)
         if active.admit is not None:
             self.admission.ended(active)
             self._dispatch()
@@ -363,15 +302,7 @@ class Router:
             except Exception as error:  # a handed-over ticket may name any location
                 log.warning("could not release the ticket of %s: %s", active.key, error)
         if active.worker is not None and not finished:
-            self._abort(active.worker, [active.admission])
-
-    def _abort(self, worker: str, admissions: list[str]) -> None:
-        if not admissions:
-            return
-        try:
-            self.pool.report(worker, self.fleet.abort(worker, admissions).load)
-        except Exception:
-            log.exception("could not abort %s on %s", ", ".join(admissions), worker)
+            self.placement.abort(active.worker, [active.admission])
 
     def _poll(self) -> None:
         """Nobody tells of a cancel or a deadline: look, and keep the leases of tickets in use."""
@@ -387,16 +318,11 @@ class Router:
                     log.exception("could not check request %s", active.key)
 
     def _check(self, active: Active) -> None:
-        stranded = self._stranded.get(active.key)
         if active.client.cancelled():
             self._fail(active, RequestError("CANCELLED", "the client cancelled the request"))
         elif time.monotonic() > active.deadline:
             self._fail(active, RequestError("DEADLINE", f"deadline_s: not finished within {active.deadline_s:g} s"))
-        elif stranded is not None and self.pool.pick(active.admit.task, 0, set(), active.bound) is not None:
-            del self._stranded[active.key]
-            self._starters.submit(self._run, self._assign, active)
-        elif stranded is not None and time.monotonic() > stranded:
-            which = f" of the module that began the answer ({active.bound})" if active.bound else ""
-            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker{which} lives, for {STRANDED_S:g} s now; try again later"))
-        elif active.ticket is not None and active.ticket.transport in self.transports:
-            self.transports[active.ticket.transport].renew(active.ticket)
+        else:
+            self.placement.check(active)
+            if not active.ended and active.ticket is not None and active.ticket.transport in self.transports:
+                self.transports[active.ticket.transport].renew(active.ticket)

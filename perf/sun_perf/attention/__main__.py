@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ import torch
 from sun_perf.attention.case import TOLERANCE, Case, Shape
 from sun_perf.attention.ways import WAYS, Run, Way
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 
-RESULTS = Path(__file__).resolve().parents[2] / "results"
 BATCHES, CONTEXTS = (1, 8, 32), (128, 512, 2048)
 LAYERS = 30
 MOST_BYTES = 2**28
@@ -79,8 +78,7 @@ def main() -> None:
     print("ms a layer     " + "".join(f"{title:>22}" for title in titles) + "        ours over best")
     for row in made["rows"]:
         print(f"{row['batch']:3} x {row['context']:<8} " + "".join(f"{row['ms'][title]:22.3f}" for title in titles) + f"{row['ours_over_best']:22.2f}")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(made, indent=1) + "\n")
+    write_result(arguments.out, made)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import sys
 import time
@@ -33,8 +32,8 @@ from sun_perf.gpu.systems import systems
 from sun_perf.gpu.table import table
 from sun_perf.gpu.tiles import tiles
 from sun_perf.machine import commit, machine
+from sun_perf.results import RESULTS, write_result
 
-RESULTS = Path(__file__).parents[2] / "results"
 SCHEMES = [scheme for scheme in FORMATS if scheme != "fp32"]
 TILES_S = 60.0
 """A part that only shows what could be tuned is left out with less time than this left."""
@@ -62,8 +61,7 @@ def report(plan: Plan, config: str, out: Path) -> dict:
         gc.collect()
         if plan.device.type == "cuda":
             torch.cuda.empty_cache()
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(made, indent=1) + "\n")
+        write_result(out, made)
 
     def measure_limits() -> dict:
         limits.append(Bandwidth.measure(plan.device, plan.buffer))
@@ -106,7 +104,7 @@ def main() -> None:
     made = report(plan, config, out)
     made["not_run"] |= {scheme: reason for scheme, reason in missing.items() if reason is not None}
     if out.name != "null":
-        out.write_text(json.dumps(made, indent=1) + "\n")
+        write_result(out, made)
     print(table(made))
     sys.exit(1 if made["failed"] or not all(check["passed"] for check in made.get("checks", [])) else 0)
 

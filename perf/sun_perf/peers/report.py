@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from sun_perf.peers.plan import VARIANTS, Variant
 from sun_perf.peers.wave import Wave, ratio, summary
+from sun_perf.results import write_result
 
 AT = 8
 """Concurrency of `over_peer`."""
@@ -76,8 +76,7 @@ def draw(found: Sequence[dict], path: Path) -> None:
 
 def write(result: dict, path: Path) -> None:
     """The JSON at ``path`` and the figure beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    write_result(path, result)
     draw(result["rows"], path.with_suffix(".png"))
 
 

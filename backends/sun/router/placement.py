@@ -1,0 +1,131 @@
+"""Which worker decodes a sequence: from its first one to the next, where that one is lost, leaves, or no longer has it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from sun.router.active import Active
+from sun.router.errors import Gone, RequestError
+from sun.router.fleet import Fleet
+from sun.router.meter import Meter
+from sun.router.pool import Pool
+
+log = logging.getLogger("sun.router")
+STRANDED_S = 30.0
+"""How long a request waits for a worker to come back when none lives."""
+MOST_WORKERS = 4
+"""A sequence that so many workers have had is not given to another: it may be what kills them."""
+
+
+class Placement:
+    """Gives sequences to workers, and to others when that comes to nothing. Safe to use from any thread.
+
+    listen(worker) is called when a worker has a sequence, again(active) when a sequence needs another worker: it must have `assign` called
+    in a thread that may wait, or do nothing if the router is closing. fail(active, error) ends one.
+    """
+
+    def __init__(self, fleet: Fleet, pool: Pool, meter: Meter, listen: Callable[[str], None], again: Callable[[Active], None],
+                 fail: Callable[[Active, RequestError], None]):
+        self.fleet, self.pool, self.meter = fleet, pool, meter
+        self._listen, self._again, self._fail = listen, again, fail
+        self.stranded: dict[str, float] = {}
+        """Until when a sequence waits for a worker, by its request's key."""
+        self._orphans: dict[str, list[str]] = {worker: [] for worker in pool.workers}
+        self._lock = threading.Lock()
+
+    def assign(self, active: Active) -> None:
+        """Give a sequence to a worker. One that cannot take it is passed over; if none lives, it waits for one.
+
+        Raises what the workers refused it with, if all that live did.
+        """
+        tried: set[str] = set()
+        failed: Exception | None = None
+        while not active.ended:
+            tokens = active.admit.params.max_tokens - len(active.tokens)
+            worker = self.pool.pick(active.admit.task, tokens, tried, active.bound)
+            if worker is None:
+                if failed is not None:
+                    raise failed
+                self.stranded[active.key] = time.monotonic() + STRANDED_S
+                return
+            admit = active.assign(worker)
+            if admit is None:
+                return self.pool.put_back(worker, tokens)
+            try:
+                ack = self.fleet.admit(worker, admit, active.shipment)
+            except Exception as error:
+                self.pool.put_back(worker, tokens)
+                if active.withdraw(worker) is None:
+                    return  # ended meanwhile, or the worker was found dead and another is being looked for already
+                if isinstance(error, ValueError) or getattr(error, "code", None) == "INVALID_ARG":
+                    raise
+                if isinstance(error, Gone):
+                    self.pool.lose(worker, error)
+                else:
+                    failed = error
+                    tried.add(worker)
+                continue
+            self.pool.report(worker, ack.load)
+            if ack.draining:
+                self.pool.drained(worker)
+                if active.withdraw(worker) is None:
+                    return
+                continue
+            if active.accept(admit.id, ack.module):
+                return self._listen(worker)
+            return self.abort(worker, [admit.id])  # whoever ended or moved it could not know that the worker has it now
+
+    def move(self, worker: str, sequences: list[Active], why: str) -> list[str]:
+        """Have sequences that a worker lost go on elsewhere, from the same KV and the tokens that there are; their ids there."""
+        moved = []
+        for active in sequences:
+            admission = active.withdraw(worker)
+            if admission is None:
+                continue
+            moved.append(admission)
+            self.meter.add("sun_failover_total", worker=worker)
+            if active.assigned >= MOST_WORKERS:
+                self._fail(active, RequestError("INTERNAL", f"{why}; it was the {active.assigned}th to have the sequence"))
+            else:
+                self._again(active)
+        return moved
+
+    def lost(self, worker: str, sequences: list[Active]) -> None:
+        """A worker is dead or hangs: of these sequences, others go on with what it had."""
+        orphans = self.move(worker, sequences, f"decode worker {worker} died")
+        with self._lock:
+            self._orphans[worker] += orphans
+
+    def found(self, worker: str) -> None:
+        """A worker is back: if it only hung, it drops what others have taken over."""
+        with self._lock:
+            orphans, self._orphans[worker] = self._orphans[worker], []
+        self.abort(worker, orphans)
+
+    def abort(self, worker: str, admissions: list[str]) -> None:
+        """Have a worker drop sequences, by their ids there; that it cannot is only logged."""
+        if not admissions:
+            return
+        try:
+            self.pool.report(worker, self.fleet.abort(worker, admissions).load)
+        except Exception:
+            log.exception("could not abort %s on %s", ", ".join(admissions), worker)
+
+    def check(self, active: Active) -> None:
+        """Let a sequence that waits for a worker go on if there is one now, or end if it has waited `STRANDED_S`."""
+        until = self.stranded.get(active.key)
+        if until is None:
+            return
+        if self.pool.pick(active.admit.task, 0, set(), active.bound) is not None:
+            self.forget(active)
+            self._again(active)
+        elif time.monotonic() > until:
+            which = f" of the module that began the answer ({active.bound})" if active.bound else ""
+            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker{which} lives, for {STRANDED_S:g} s now; try again later"))
+
+    def forget(self, active: Active) -> None:
+        """It no longer waits for a worker: it has ended, or goes on."""
+        self.stranded.pop(active.key, None)
