@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import urllib.error
+import http.client
 import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,7 +18,7 @@ def read(url: str, timeout: float = 10.0) -> Metrics:
     try:
         with urllib.request.urlopen(f"http://{url}/metrics", timeout=timeout) as response:
             text = response.read().decode()
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
         raise SunError(f"no metrics at {url}: {error}", "UNAVAILABLE") from error
     found: Metrics = {}
     for family in text_string_to_metric_families(text):

@@ -50,6 +50,11 @@ def test_top_without_a_server_says_so():
     assert done.returncode == 1 and done.stderr.startswith("sun: no metrics at 127.0.0.1:9")
 
 
+def test_top_at_the_wrong_port_says_so(server):
+    done = subprocess.run([sys.executable, "-m", "sun_client.cli", "top", "--once", "--url", f"127.0.0.1:{server.ports.grpc}"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"sun: no metrics at 127.0.0.1:{server.ports.grpc}") and "Traceback" not in done.stderr
+
+
 def test_the_doctor_finds_a_whole_installation_whole_and_names_what_is_broken(root, tmp_path):
     assert " error " not in sun("doctor", "--root", str(root))
     task = root / "model_repository" / "prefill_bash" / "1" / "adapter_model.safetensors"
