@@ -18,8 +18,10 @@ def read(url: str, timeout: float = 10.0) -> Metrics:
     try:
         with urllib.request.urlopen(f"http://{url}/metrics", timeout=timeout) as response:
             text = response.read().decode()
-    except (OSError, http.client.HTTPException, UnicodeDecodeError) as error:
+    except OSError as error:
         raise SunError(f"no metrics at {url}: {error}", "UNAVAILABLE") from error
+    except (http.client.HTTPException, UnicodeDecodeError) as error:  # gRPC's port, say
+        raise SunError(f"no metrics at {url}: what answers there is no HTTP server", "UNAVAILABLE") from error
     found: Metrics = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
