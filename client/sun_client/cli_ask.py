@@ -79,24 +79,23 @@ def stats(url: UrlOption = URL) -> None:
     load: tokens that its sequences may still generate. KV used: in tokens, of the worker's budget. ms/step: mean of the last 20 steps.
     module: number format and digest. last step: how many sequences of each task it held.
     """
-    from rich.table import Column, Table
+    from rich.table import Column
 
     from sun_client import show
     from sun_client.client import SunClient
+    from sun_client.top import numbers, table
 
-    numbers = ("running", "waiting", "load", "KV used", "steps", "ms/step")
-    table = Table("worker", "module", *(Column(name, justify="right") for name in numbers), "last step")
-    broken = []
+    shown, broken = table("worker", Column("module", overflow="fold"), *numbers("running", "waiting", "load", "KV used", "steps", "ms/step"), "last step"), []
     try:
         with SunClient(url) as client:
             for worker in client.workers():
                 try:
-                    table.add_row(worker, *_state(client.worker_stats(worker)))
+                    shown.add_row(worker, *_state(client.worker_stats(worker)))
                 except SunError as error:
                     broken.append(f"{worker}: {error}")
     except SunError as error:
         raise _with_hint(error) from error
-    show.console.print(table)
+    show.console.print(shown)
     if broken:
         raise SunError("; ".join(broken))
 

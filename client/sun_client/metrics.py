@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,6 +20,8 @@ def read(url: str, timeout: float = 10.0) -> Metrics:
             text = response.read().decode()
     except OSError as error:
         raise SunError(f"no metrics at {url}: {error}", "UNAVAILABLE") from error
+    except (http.client.HTTPException, UnicodeDecodeError) as error:  # gRPC's port, say
+        raise SunError(f"no metrics at {url}: what answers there is no HTTP server", "UNAVAILABLE") from error
     found: Metrics = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

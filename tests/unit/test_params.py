@@ -22,7 +22,7 @@ BAD = [
     *[("seed", v) for v in (-1, 2**63, 1.5, "1", True)],
     *[("max_tokens", v) for v in (0, -1, 1.5, math.inf, None, "8", True)],
     *[("min_tokens", v) for v in (-1, 129, None, 0.5)],
-    *[("stop", v) for v in ("", [""], ["x" * 257], ["x"] * (MAX_STOP + 1), [1], 1, None, {"a": 1})],
+    *[("stop", v) for v in ("", [""], ["x" * 257], ["x"] * (MAX_STOP + 1), [1], 1, None, {"a": 1}, "\ud800", ["a", "b\udfff"])],
     *[("stop_token_ids", v) for v in ([-1], [0] * (MAX_STOP + 1), ["a"], 1, [1.5], [math.nan], None)],
     *[("ignore_eos", v) for v in (1, "true", None)],
     *[("logprobs", v) for v in (-1, MAX_LOGPROBS + 1, 1.5, True)],
@@ -51,6 +51,12 @@ def test_min_tokens_over_max_tokens_is_refused_naming_both():
 ])
 def test_a_value_at_its_limit_is_taken(name, value):
     assert getattr(sampling_params({name: value}), name) == value
+
+
+def test_half_a_character_is_refused_wherever_it_is():
+    for values in ({"\ud800": 1}, {"temperature": "\ud800"}, {"stop": [["\ud800"]]}):
+        with pytest.raises(ValueError, match="^sampling_parameters"):
+            sampling_params(values)
 
 
 def test_a_single_stop_string_is_a_list_of_one():

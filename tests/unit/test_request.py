@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sun.router.errors import RequestError
-from sun.router.request import INPUTS, MAX_TEXT_BYTES, RETURNS, GenerateRequest, parse_request
+from sun.router.request import INPUTS, MAX_ERROR, MAX_TEXT_BYTES, RETURNS, GenerateRequest, parse_request
 
 DTYPES = {"TYPE_STRING": np.object_, "TYPE_BOOL": np.bool_, "TYPE_INT64": np.int64}
 
@@ -108,7 +108,7 @@ def test_a_long_id_is_cut():
     assert len(parse_request(tensors(text_input="hi"), {}, "x" * 100_000).id) == 128
 
 
-@pytest.mark.parametrize("value", [0, -1, 86400, math.nan, math.inf, "5", None, [1]])
+@pytest.mark.parametrize("value", [0, -1, 86400, math.nan, math.inf, "5", True, None, [1]])
 def test_a_bad_deadline_is_refused(value):
     if value is None:
         assert parse({"deadline_s": None}).deadline_s is None
@@ -153,6 +153,11 @@ def test_a_handover_comes_whole_or_not_at_all():
 ])
 def test_a_bad_input_is_refused_naming_it(inputs, field):
     assert refused(**inputs).startswith(field)
+
+
+def test_an_error_quotes_no_more_than_its_limit():
+    error = refused(text_input="", messages=json.dumps([{"role": "x" * 100_000, "content": "hi"}]))
+    assert error.startswith("messages[0].role: ") and len(error) <= MAX_ERROR + 3
 
 
 def test_the_largest_text_is_taken():

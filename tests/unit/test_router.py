@@ -70,6 +70,13 @@ def test_the_answer_ends_before_a_stop_string_and_the_worker_stops_too(serve, sh
     eventually(lambda: files(shm) == 0)
 
 
+def test_no_stop_string_ends_the_answer_before_min_tokens(serve):
+    service = serve()
+    text, stop = find_stop(service, 1)
+    answer = service.ask(TEXT, temperature=1.0, seed=1, stop=[stop], ignore_eos=True, min_tokens=60, max_tokens=60).whole
+    assert answer.text == text and answer.finish_reason == "length"
+
+
 def test_a_stop_token_ends_the_answer_and_is_not_in_its_text(serve):
     service = serve()
     free = service.ask(TEXT, ignore_eos=True, max_tokens=30, temperature=1.0, seed=1).whole

@@ -17,9 +17,9 @@ def encode(text: str) -> list[int]:
     return TOKENIZER.encode(text, add_special_tokens=False).ids
 
 
-def run(tokens: list[int], stops: list[str] = []) -> tuple[list[str], bool]:
+def run(tokens: list[int], stops: list[str] = [], min_tokens: int = 0) -> tuple[list[str], bool]:
     """All pieces up to the end or the stop, and whether there was a stop."""
-    stream, pieces = TextStream(TOKENIZER, stops), []
+    stream, pieces = TextStream(TOKENIZER, stops, min_tokens), []
     for token in tokens:
         text, hit = stream.push(token)
         pieces.append(text)
@@ -127,3 +127,10 @@ def test_a_stop_string_that_only_began_is_text_after_all():
     pieces, hit = run(encode("the en"), ["end"])
     assert "".join(pieces) == "the en" and not hit
     assert pieces[-1] == "en"
+
+
+@given(st.text(alphabet="ab", max_size=20), st.text(alphabet="ab", min_size=1, max_size=3), st.integers(0, 25))
+def test_in_the_first_min_tokens_no_stop_string_counts(text, stop, least):
+    pieces, hit = run(encode(text), [stop], least)
+    assert len(encode(text)) == len(text), "a token a letter"
+    assert "".join(pieces) == text[:least] + text[least:].split(stop)[0] and hit == (stop in text[least:])

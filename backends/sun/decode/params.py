@@ -21,7 +21,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     temperature 0 is greedy. top_k 0 or -1 means all. seed: same seed, same text; without one the router draws it.
     logprobs: how many alternatives to report a token with, from the unmodified logits. stop: strings that end the text
-    and are not part of it. ignore_eos: go on after the end-of-turn token.
+    and are not part of it. min_tokens: before that many, neither the end-of-turn token nor anything of `stop` and `stop_token_ids` ends it.
+    ignore_eos: go on after the end-of-turn token.
     """
 
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
@@ -45,6 +46,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ValueError(f"{name} must be a finite number")
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens is {self.min_tokens}, more than max_tokens ({self.max_tokens})")
+        for i, stop in enumerate(self.stop):
+            if any("\ud800" <= character <= "\udfff" for character in stop):  # JSON can spell half a character, which no text has
+                raise ValueError(f"stop[{i}] is not valid Unicode")
 
     @property
     def penalised(self) -> bool:
@@ -67,3 +71,5 @@ def sampling_params(values: dict[str, Any]) -> SamplingParams:
         reason, _, path = str(error).partition(" - at `$")
         field = path.rstrip("`")
         raise ValueError(f"sampling_parameters{field}: {reason[0].lower()}{reason[1:]}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"sampling_parameters: not valid Unicode: {error.reason}") from error

@@ -32,6 +32,8 @@ TRACE = ("traceparent", "tracestate")
 """Request parameters of W3C trace context."""
 MAX_ID = 128
 """Characters of a client's request id that are kept."""
+MAX_ERROR = 1000
+"""Characters of an error about a request, which may quote what the client sent."""
 RETURNS = ("finish_reason", "num_input_tokens", "num_output_tokens", "token_ids", "logprobs")
 """Outputs given only when ``return_<name>`` is true."""
 
@@ -79,7 +81,13 @@ def parse_request(inputs: dict[str, np.ndarray], parameters: dict[str, Any], id:
     try:
         return _parse(inputs, parameters, id)
     except ValueError as error:
-        raise RequestError("INVALID_ARG", str(error)) from error
+        raise invalid(error) from error
+
+
+def invalid(error: ValueError) -> RequestError:
+    """The error for a client whose request is at fault, no longer than `MAX_ERROR`."""
+    text = str(error)
+    return RequestError("INVALID_ARG", text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}...")
 
 
 def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any], id: str) -> GenerateRequest:
@@ -88,7 +96,7 @@ def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any], id: str) -
     sampling = _object(_text(inputs, "sampling_parameters") or "{}", "sampling_parameters")
     given = {key: value for key, value in parameters.items() if not key.startswith("triton_")}
     deadline_s = given.pop("deadline_s", None)
-    if deadline_s is not None and not (isinstance(deadline_s, int | float) and 0 < deadline_s < 86400):
+    if deadline_s is not None and not (type(deadline_s) in (int, float) and 0 < deadline_s < 86400):
         raise ValueError(f"deadline_s: must be more than 0 and less than 86400 seconds, got {deadline_s!r}")
     priority = given.pop("priority_class", None)
     if priority is not None and priority not in PRIORITIES:

@@ -26,7 +26,7 @@ from sun.router.placement import Placement
 from sun.router.policy import Policy
 from sun.router.pool import Pool
 from sun.router.record import Record
-from sun.router.request import GenerateRequest
+from sun.router.request import GenerateRequest, invalid
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat
 from sun.text.stream import TextStream
@@ -149,7 +149,7 @@ class Router:
         except RequestError as error:
             self._fail(active, error)
         except ValueError as error:
-            self._fail(active, RequestError("INVALID_ARG", str(error)))
+            self._fail(active, invalid(error))
         except Exception as error:
             log.exception("request %s failed", active.key)
             self._fail(active, RequestError("INTERNAL", f"{type(error).__name__}: {error}"))
@@ -172,7 +172,7 @@ class Router:
             raise ValueError(
                 f"sampling_parameters.max_tokens: {params.max_tokens} on top of a prompt of {len(prompt)} tokens is over the limit; "
                 f"it can be at most {self.limits.max_tokens - len(prompt) + 1} here")
-        active.begin(TextStream(self.prompts.tokenizer.backend_tokenizer, params.stop), len(prompt))
+        active.begin(TextStream(self.prompts.tokenizer.backend_tokenizer, params.stop, params.min_tokens), len(prompt))
         active.admit = Admit(id=active.key, router=self.name, task=task.name, prompt=prompt, params=params)
         active.record.queue(task.name, len(prompt))
         if active.grant is not None:

@@ -36,12 +36,15 @@ class StopMatcher:
 
 
 class TextStream:
-    """One sequence's text. Multi-byte characters that span tokens come out whole; special tokens are left out."""
+    """One sequence's text. Multi-byte characters that span tokens come out whole; special tokens are left out.
 
-    def __init__(self, tokenizer: Tokenizer, stops: list[str]):
+    In the text of the first ``min_tokens`` tokens no stop string is looked for.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str], min_tokens: int = 0):
         self._tokenizer = tokenizer
         self._decoder = DecodeStream(skip_special_tokens=True)
-        self._stops = StopMatcher(stops)
+        self._stops, self._min_tokens = StopMatcher(stops), min_tokens
         self._ids: list[int] = []
         self._decoded = 0
 
@@ -50,10 +53,13 @@ class TextStream:
         self._ids.append(token)
         piece = self._decoder.step(self._tokenizer, token) or ""
         self._decoded += len(piece)
-        return self._stops.push(piece)
+        return self._search(piece)
 
     def finish(self) -> tuple[str, bool]:
         """The rest at the end of the sequence: an unfinished character (as U+FFFD) and what a stop string might have been."""
         rest = self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._decoded :]
-        text, hit = self._stops.push(rest)
+        text, hit = self._search(rest)
         return (text, True) if hit else (text + self._stops.flush(), False)
+
+    def _search(self, text: str) -> tuple[str, bool]:
+        return self._stops.push(text) if len(self._ids) > self._min_tokens else (text, False)
