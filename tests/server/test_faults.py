@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sun.stubs import Stubs
@@ -23,6 +24,8 @@ PROMPT = "find big files"
 SAMPLINGS = ({"temperature": 0}, {"temperature": 0.9, "seed": 5})
 LENGTH = {"max_tokens": 40, "ignore_eos": True}
 HEAL_S = 60.0
+INSTANCE_THREADS = 35
+"""What Triton has for each instance of a Python model."""
 
 
 class Watched:
@@ -89,7 +92,9 @@ def expected(watched: Watched) -> dict[tuple[str, int], list[int]]:
     return {key: future.result() for key, future in watched.ask_all().items()}
 
 
-def test_a_killed_decode_workers_streams_go_on_with_the_same_text_and_it_comes_back(watched, expected):
+def test_a_killed_decode_workers_streams_go_on_with_the_same_text_and_it_comes_back_with_nothing_left_of_the_old(watched, expected):
+    threads = psutil.Process(watched.server.pid).num_threads
+    before = threads()
     answers = watched.ask_all()
     assert wait_until(lambda: watched.running("decode_0"))
     watched.kill("decode_0")
@@ -99,6 +104,7 @@ def test_a_killed_decode_workers_streams_go_on_with_the_same_text_and_it_comes_b
     answers = watched.ask_all()
     assert wait_until(lambda: watched.running("decode_0"))
     assert {key: future.result() for key, future in answers.items()} == expected
+    assert threads() < before + INSTANCE_THREADS / 2
 
 
 def test_with_all_workers_killed_or_stopped_streams_wait_for_the_supervisor_and_go_on(watched, expected):
