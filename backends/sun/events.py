@@ -1,7 +1,7 @@
 """A decode worker's events on their way to the routers, over a Unix socket.
 
-Not as a streamed call of Triton's: one that is open when its process dies never ends. Triton then keeps the dead model's instance for
-ever, with 35 threads, and the caller's thread (24.10).
+Not as a streamed call of Triton's: one that is open when its process dies never ends. It keeps the dead model's instance in tritonserver,
+with 35 threads, and the caller's thread for ever (24.10).
 
 The socket is in Linux's abstract namespace, named after the worker's pid, and lets in children of the worker's own tritonserver alone. A
 connection: the router's name, then one message for each `StepEvents`, and an empty one at the end. One without it broke off.

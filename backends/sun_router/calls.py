@@ -54,6 +54,7 @@ class Calls:
             raise Gone(f"{model}: has no process")
         answers: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(model, tensor, output, decoupled, answers), name=f"call-{model}", daemon=True).start()
+        answered = False
         while True:
             kind, value = self._next(answers, model, pids, timeout)
             if kind == "error" and not self._stubs.alive(pids):
@@ -63,8 +64,11 @@ class Calls:
                 raise Gone(f"{model}: its process does not run, and is killed ({value})")
             if kind == "error":
                 raise value
+            if kind == "end" and not answered:  # what Triton makes of some calls whose process dies
+                raise Gone(f"{model}: ended without an answer")
             if kind == "end":
                 return
+            answered = True
             yield value
 
     def _next(self, answers: queue.SimpleQueue, model: str, pids: frozenset[int], timeout: float | None) -> tuple[str, object]:
