@@ -10,7 +10,7 @@ from sun.decode.params import SamplingParams
 class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit", forbid_unknown_fields=True):
     """Decode one sequence. Its shipment follows as the message tensor's further elements.
 
-    id: unique per sequence. router: where its events go. prompt: token ids x1..xn; the ticket holds K and V of all but the last.
+    id: unique per sequence. router: who hears its events, see `sun.events`. prompt: token ids x1..xn; the ticket holds K and V of all but the last.
     generated: what another worker has sampled already; it is replayed, not sampled again, and no event tells of it.
     module: the decode module that sampled it; a worker with another one refuses.
     """
@@ -28,16 +28,6 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort", forbid_unkno
     """Drop these sequences at once; unknown ones are ignored."""
 
     ids: list[str]
-
-
-class Listen(msgspec.Struct, frozen=True, kw_only=True, tag="listen", forbid_unknown_fields=True):
-    """Stream this router's events, as one `StepEvents` per step, until it has no sequence left here.
-
-    most: responses after which the stream ends all the same, for the router to listen again; 0 is no limit.
-    """
-
-    router: str
-    most: int = 0
 
 
 NO_STEPS = 2**62
@@ -61,7 +51,7 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain", forbid_unkno
     evict: bool = False
 
 
-Request = Admit | Abort | Listen | GetStats | Drain
+Request = Admit | Abort | GetStats | Drain
 
 
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):

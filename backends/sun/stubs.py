@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +35,17 @@ class Stubs:
     def killed(self, pids: frozenset[int]) -> frozenset[int]:
         """Those that are dead, while their server has not noticed: it waits for one that it has ended itself."""
         return frozenset(pid for pid in pids if (seen := stat(pid)) and seen.state == "Z" and seen.parent == self._server)
+
+    def stopped(self, pids: frozenset[int]) -> frozenset[int]:
+        """Those that somebody has stopped (SIGSTOP)."""
+        return frozenset(pid for pid in pids if (seen := stat(pid)) and seen.state == "T" and seen.parent == self._server)
+
+    def kill(self, model: str, pids: frozenset[int]) -> None:
+        """SIGKILL to those of a model's processes that live; whoever else has one of these pids by now is left alone."""
+        for pid in pids:
+            if self._lives(pid) and _model(pid) == model:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def models(self) -> dict[str, frozenset[int]]:
         """Every model's living processes."""

@@ -1,19 +1,17 @@
 """Triton model `decode_<k>`: one worker of the shared decode pool. Messages in, replies out (see sun/messages.py)."""
 
-import contextlib
 import ctypes
-import itertools
-import threading
 
 import msgspec
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from sun import door
+from sun.events import EventServer
 from sun.handoff.inline import Inline
 from sun.handoff.shm import Shm
 from sun.key import check_key
-from sun.messages import Abort, Admit, Drain, GetStats, Listen, Reply, decode_request, encode
+from sun.messages import Abort, Admit, Drain, GetStats, Reply, decode_request, encode
 from sun.router.meter import STEPS_S
 from sun.settings import Place
 from sun_triton.meter import TritonMeter
@@ -50,7 +48,7 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config):
-        """One tensor each way; several replies a request, because `Listen` streams."""
+        """One tensor each way, and the code of an error, which only decoupled models' callers are told."""
         config.set_max_batch_size(0)
         config.add_input({"name": "message", "data_type": "TYPE_STRING", "dims": [-1]})
         config.add_output({"name": "reply", "data_type": "TYPE_STRING", "dims": [-1]})
@@ -82,9 +80,10 @@ class TritonPythonModel:
         self.engine = DecodeEngine(
             loaded.base, loaded.executor, loaded.pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped, loaded.pick,
             module_name(loaded.base, settings.scheme, own))
+        self.events = EventServer(self.engine.outbox)
 
     def execute(self, requests):
-        """Answer at once, but for `Listen`, which a thread serves as long as its router has sequences here."""
+        """Answer at once."""
         for request in requests:
             sender = request.get_response_sender()
             message, *shipment = [bytes(part) for part in pb_utils.get_input_tensor_by_name(request, "message").as_numpy().reshape(-1)] or [b""]
@@ -92,38 +91,33 @@ class TritonPythonModel:
                 decoded = decode_request(message)
                 if not isinstance(decoded, (GetStats, Drain)):  # for `sun stats`, which tells what the metrics do; and this has a key of its own
                     door.check(request.parameters())
-                self._answer(decoded, shipment, sender)
+                reply = self._answer(decoded, shipment)
             except Exception as error:
                 code = pb_utils.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb_utils.TritonError.INTERNAL
                 sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(f"message: {error}", code)), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            else:
+                sender.send(response(reply), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-    def _answer(self, message, shipment, sender):
+    def _answer(self, message, shipment):
         match message:
-            case Listen(router=router, most=most):
-                threading.Thread(target=self._stream, args=(router, most, sender), name=f"listen-{router}", daemon=True).start()
             case Admit():
-                sender.send(response([self.engine.admit(message, shipment)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                return self.engine.admit(message, shipment)
             case Abort(ids=ids):
-                sender.send(response([self.engine.abort(ids)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                return self.engine.abort(ids)
             case Drain(key=key, on=on, evict=evict):
                 check_key(key)
-                sender.send(response([self.engine.drain(on, evict)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                return self.engine.drain(on, evict)
             case GetStats(after=after):
-                sender.send(response([self.engine.stats(after)]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-    def _stream(self, router, most, sender):
-        with contextlib.closing(self.engine.outbox.listen(router)) as listening:
-            for steps in itertools.islice(listening, most or None):
-                sender.send(response(steps))
-        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                return self.engine.stats(after)
 
     def finalize(self):
-        """Stop the engine; what still decodes ends with an error."""
+        """Stop the engine; routers whose sequences still decode find other workers for them."""
+        self.events.close()
         self.engine.close()
         self.shm.close()
         self.meter.close()
 
 
-def response(replies: list[Reply]):
-    """Replies as the tensor `reply` [len(replies)]."""
-    return pb_utils.InferenceResponse([pb_utils.Tensor("reply", np.array([encode(reply) for reply in replies], dtype=np.object_))])
+def response(reply: Reply):
+    """A reply as the tensor `reply` [1]."""
+    return pb_utils.InferenceResponse([pb_utils.Tensor("reply", np.array([encode(reply)], dtype=np.object_))])

@@ -19,6 +19,8 @@ KEPT_S = 10.0
 """How long an answered call's response iterator is kept."""
 NOT_READY = "is not ready"
 """Triton's words for a model that is being loaded; its code, UNAVAILABLE, is also that of a server that is stopping."""
+GIVEN_UP = ("is not healthy", "Failed to obtain the health mutex")
+"""Triton's words for a call that it has given up, since the process has not run for a second."""
 LOOK_S = 0.25
 """How often a call looks whether the process that should answer it lives."""
 
@@ -28,6 +30,9 @@ class Calls:
 
     Triton never ends a call of a process that has died, and a blocked call cannot be taken back. So each is made in a thread of its
     own, which is left behind when the process is gone.
+
+    A process that was stopped for a while must not go on: Triton has freed the calls that it gave up meanwhile, in the memory that
+    it shares with the process, which would answer them all the same; tritonserver then aborts (24.10). So it is killed.
     """
 
     def __init__(self, stubs: Stubs):
@@ -42,21 +47,28 @@ class Calls:
         """The responses' ``output`` tensors, as their elements. timeout: seconds to wait for each response.
 
         Raises RequestError for an error response; Gone if the model is not loaded, loses its process meanwhile, or does not answer
-        in time.
+        in time, or so late that Triton has given it up.
         """
         pids = self._stubs.pids(model)
         if not pids:
             raise Gone(f"{model}: has no process")
         answers: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(model, tensor, output, decoupled, answers), name=f"call-{model}", daemon=True).start()
+        answered = False
         while True:
             kind, value = self._next(answers, model, pids, timeout)
             if kind == "error" and not self._stubs.alive(pids):
                 raise Gone(f"{model}: its process died ({value})")
+            if kind == "error" and any(words in str(value) for words in GIVEN_UP):
+                self._stubs.kill(model, pids)
+                raise Gone(f"{model}: its process does not run, and is killed ({value})")
             if kind == "error":
                 raise value
+            if kind == "end" and not answered:  # what Triton makes of some calls whose process dies
+                raise Gone(f"{model}: ended without an answer")
             if kind == "end":
                 return
+            answered = True
             yield value
 
     def _next(self, answers: queue.SimpleQueue, model: str, pids: frozenset[int], timeout: float | None) -> tuple[str, object]:

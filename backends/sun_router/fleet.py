@@ -1,4 +1,4 @@
-"""Prefill modules and decode workers of this server, reached through Triton's business logic scripting (BLS)."""
+"""Prefill modules and decode workers of this server, reached through Triton's business logic scripting (BLS), but for the workers' events."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from sun.messages import NO_STEPS, Abort, Ack, Admit, GetStats, Listen, Reply, Request, Stats, StepEvents, decode_reply, encode
+from sun.events import hear
+from sun.messages import NO_STEPS, Abort, Ack, Admit, GetStats, Reply, Request, Stats, StepEvents, decode_reply, encode
+from sun.router.errors import Gone
 from sun.stubs import Stubs
 from sun_router.calls import Calls
 
@@ -14,15 +16,14 @@ ANSWER_S = 10.0
 """A worker answers at once; one that takes so long hangs."""
 HEARTBEAT_S = 2.0
 """The same for a heartbeat."""
-LISTEN_RESPONSES = 2048
-"""Responses of one `Listen`: its iterator holds all of them, in shared memory too, until it is let go."""
 
 
 class BlsFleet:
     """A `sun.router.fleet.Fleet`. Calls block and may be made from any thread."""
 
     def __init__(self):
-        self._calls = Calls(Stubs(os.getppid()))
+        self._stubs = Stubs(os.getppid())
+        self._calls = Calls(self._stubs)
 
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """See `Fleet.prefill`."""
@@ -44,12 +45,14 @@ class BlsFleet:
 
     def listen(self, worker: str, router: str) -> Iterator[StepEvents]:
         """See `Fleet.listen`."""
-        responses = LISTEN_RESPONSES
-        while responses == LISTEN_RESPONSES:
-            responses = 0
-            for replies in self._calls.call(worker, message(Listen(router=router, most=LISTEN_RESPONSES)), "reply"):
-                responses += 1
-                yield from map(decode_reply, replies)
+        pids = self._stubs.pids(worker)
+        if not pids:
+            raise Gone(f"{worker}: has no process")
+        try:
+            for pid in pids:  # one: a worker's model has one instance
+                yield from hear(pid, router)
+        except (OSError, EOFError) as error:
+            raise Gone(f"{worker}: its events broke off ({error or type(error).__name__})") from error
 
     def _ask(self, worker: str, request: Request, shipment: list[bytes] = [], timeout: float = ANSWER_S) -> Reply:
         ((reply,),) = self._calls.call(worker, message(request, shipment), "reply", timeout=timeout)

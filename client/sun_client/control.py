@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,7 @@ class Control:
                 return decode_reply(json.load(response)["reply"].encode())
         except urllib.error.HTTPError as error:
             raise ServerError(f"{worker}: {error.read(1000).decode(errors='replace')}") from error
-        except OSError as error:
+        except (HTTPException, OSError) as error:
             raise ServerError(f"{worker}: {error}") from error
 
     def _call(self, what: str, models: tuple[str, ...]) -> None:
@@ -99,5 +100,5 @@ class Control:
             for model in models:
                 try:
                     getattr(client, what)(model, headers={HEADER: self.key})
-                except (InferenceServerException, OSError) as error:
+                except (InferenceServerException, HTTPException, OSError) as error:
                     raise ServerError(f"{model}: {str(error).partition(TRACEBACK)[0]}") from error

@@ -1,4 +1,4 @@
-"""What keeps a server serving: models whose process died are loaded anew, and so is a server that died or hangs."""
+"""What keeps a server serving: models whose process died or was stopped are loaded anew, and so is a server that died or hangs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,11 @@ class Supervisor:
         except ServerError as error:
             return self._restart(str(error))
         before, self._killed = self._killed, frozenset()
+        stopped, self._stopped = self._stopped, frozenset()
         for model, pids in list(self._known.items()):
+            self._stopped |= self._stubs.stopped(pids)
+            # Going on would be worse, see `sun_router.calls.Calls`.
+            self._stubs.kill(model, pids & stopped & self._stopped)
             killed = self._stubs.killed(pids)
             self._killed |= killed
             # Twice in a row: one that the server has ended itself is also seen so, for a moment.
@@ -53,7 +57,7 @@ class Supervisor:
                 self._healing[model].start()
         for model, thread in list(self._healing.items()):
             if not thread.is_alive():
-                del self._healing[model], self._known[model]
+                del self._healing[model]
         for model, pids in self._stubs.models().items():
             if model not in self._healing:
                 self._known[model] = pids | self._stubs.killed(self._known.get(model, frozenset()))
@@ -62,7 +66,7 @@ class Supervisor:
     def _watch(self) -> None:
         """Begin to watch a server that has just become ready."""
         self._stubs = Stubs(self._server.pid)
-        self._known, self._killed = self._stubs.models(), frozenset()
+        self._known, self._killed, self._stopped = self._stubs.models(), frozenset(), frozenset()
         self._started = self._answered = time.monotonic()
 
     def _heal(self, model: str) -> None:
@@ -73,6 +77,10 @@ class Supervisor:
                 control.unload(model)
                 control.load(model)
                 self._server.remember()
+                # Now, for a process that dies before the next look.
+                self._known[model] = self._stubs.models().get(model, frozenset())
+                if not self._known[model]:
+                    raise ServerError(f"{model}: its process died at once")
             except ServerError as error:
                 if self._server.pid != control.pid or not self._server.running:
                     return  # a new server has it already, or will

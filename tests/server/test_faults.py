@@ -1,4 +1,4 @@
-"""Processes are killed under load: what can go on goes on with the same text, all else ends with an error, and the supervisor heals."""
+"""Processes are killed or stopped under load: what can go on goes on with the same text, all else ends with an error, and the supervisor heals."""
 
 from __future__ import annotations
 
@@ -55,6 +55,11 @@ class Watched:
             for pid in Stubs(self.server.pid).pids(model):
                 os.kill(pid, signal.SIGKILL)
 
+    def stop(self, model: str) -> None:
+        """SIGSTOP to a model's processes."""
+        for pid in Stubs(self.server.pid).pids(model):
+            os.kill(pid, signal.SIGSTOP)
+
     def until(self, holds: Callable[[], bool]) -> None:
         """Let the supervisor look until ``holds``."""
         def look() -> bool:
@@ -96,20 +101,23 @@ def test_a_killed_decode_workers_streams_go_on_with_the_same_text_and_it_comes_b
     assert {key: future.result() for key, future in answers.items()} == expected
 
 
-def test_with_all_workers_killed_streams_wait_for_the_supervisor_and_go_on(watched, expected):
+def test_with_all_workers_killed_or_stopped_streams_wait_for_the_supervisor_and_go_on(watched, expected):
     watched.said.clear()
     answers = watched.ask_all()
     assert wait_until(lambda: watched.running("decode_0") and watched.running("decode_1"))
-    watched.kill("decode_0", "decode_1")
+    watched.kill("decode_0")
+    watched.stop("decode_1")
     watched.healed("decode_0", "decode_1")
     assert {key: future.result() for key, future in answers.items()} == expected
 
 
-def test_a_killed_prefill_fails_its_own_requests_with_an_error_and_no_others(watched, expected):
+def test_a_stopped_or_killed_prefill_fails_its_own_requests_with_an_error_and_no_others(watched, expected):
     watched.said.clear()
     long = {"math": watched.ask("math", {"temperature": 0})}
-    watched.kill("prefill_bash")
-    with pytest.raises(SunError, match="prefill_bash: (its process died|has no process)"):
+    watched.stop("prefill_bash")
+    with pytest.raises(SunError, match="prefill_bash: its process does not run, and is killed"):
+        watched.ask("bash", {"temperature": 0}).result()
+    with pytest.raises(SunError, match="prefill_bash: (its process d|has no process)"):
         watched.ask("bash", {"temperature": 0}).result()
     assert long["math"].result() == expected["math", 0]
     watched.healed("prefill_bash")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sun.decode.params import SamplingParams
 from sun.messages import (
-    Abort, Ack, Admit, Drain, GetStats, Listen, Stats, StepEvents, StepRecord, TokenEvent, decode_reply, decode_request, encode,
+    Abort, Ack, Admit, Drain, GetStats, Stats, StepEvents, StepRecord, TokenEvent, decode_reply, decode_request, encode,
 )
 
 ADMIT = Admit(id="a", router="r", task="t", prompt=[1, 2], params=SamplingParams(seed=2**63 - 1, stop=["é"]))
@@ -22,7 +22,7 @@ params = st.builds(
     stop=st.lists(st.text("aé🙂", min_size=1), max_size=2))
 requests = st.one_of(
     st.builds(Admit, id=ids, router=ids, task=ids, prompt=st.lists(tokens, max_size=5), params=params, module=ids),
-    st.builds(Abort, ids=st.lists(ids, max_size=3)), st.builds(Listen, router=ids), st.builds(GetStats, after=st.integers(0)),
+    st.builds(Abort, ids=st.lists(ids, max_size=3)), st.builds(GetStats, after=st.integers(0)),
     st.builds(Drain, key=ids, on=st.booleans(), evict=st.booleans()))
 events = st.builds(
     TokenEvent, id=ids, token=st.none() | tokens, logprob=st.none() | numbers,

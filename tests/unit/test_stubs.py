@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,19 @@ def test_a_killed_process_is_dead_though_nobody_has_waited_for_it(start):
     assert not stubs.alive(pids) and stubs.pids("decode_0") == frozenset() and stubs.killed(pids) == pids
     process.wait()
     assert stubs.killed(pids) == frozenset(), "whoever waits for it knows"
+
+
+def test_a_stopped_process_is_told_from_others_and_killed_only_as_its_models(start):
+    stubs, one, other = Stubs(os.getpid()), start("decode_0"), start("decode_1")
+    both = frozenset((one.pid, other.pid))
+    one.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, one.pid, os.WSTOPPED)
+    assert stubs.stopped(both) == {one.pid} and stubs.alive(both)
+    Stubs(os.getppid()).kill("decode_0", both)
+    assert stubs.alive(both), "another server's"
+    stubs.kill("decode_0", both)
+    assert one.wait() == -signal.SIGKILL and stubs.alive(frozenset((other.pid,))), "another model's"
+    stubs.kill("decode_0", both)
 
 
 def test_a_new_process_of_the_model_is_found_and_the_old_ones_callers_still_know_it_is_dead(start):
