@@ -37,7 +37,7 @@ def _settings(steps: int, batch: int, precision: str = "fp32") -> TuneSettings:
 
 
 TASKS = {task.name: task for task in (
-    Task("banking", "intent", 500, _settings(1200, 4, "bf16"), max_tokens=24),
+    Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
     Task("math", "math", 329, _settings(660, 4, "bf16"), max_tokens=64),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bfcl", "bfcl", 200, _settings(150, 6)),
