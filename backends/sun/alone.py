@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-POLL_S, MOST_S = 0.05, 60.0
+POLL_S, MOST_S = 0.05, 120.0
 
 
 @contextmanager
