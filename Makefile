@@ -28,8 +28,9 @@ demo: setup
 serve: setup
 	@exec $(SUN) serve $(ARGS)
 
+# In two processes, one of them for the tests with servers (tests/conftest.py); ARGS="-n 0" makes it one.
 test: setup $(CHECKS)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
 # What deploy/ and the GPU's kernels are checked with; nothing else needs it.
 $(CHECKS): $(STAMP) requirements-checks.txt

@@ -14,6 +14,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+WITH_SERVERS = ("tests/server/", "tests/perf/test_bench.py")
+"""Tests that start a tritonserver and look at what lies in shared memory: never two of them at a time."""
+
 torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where tests of the CUDA executor run: without a GPU, its kernels run in Triton's interpreter."""
@@ -29,3 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if DEVICE == "cpu" and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Of several workers (`make test` has two) one runs all tests with servers, which mostly wait, and the others the rest, a file at a time."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "servers" if nodeid.startswith(WITH_SERVERS) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)

@@ -1,4 +1,4 @@
-"""A task is a folder: what `sun task add` writes into the model repository, and `sun task remove` deletes."""
+"""A task is a folder: what `sun task add` writes into the model repository."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import msgspec
 from sun.model.loading import load_prefill, task_digest, task_weight_files
 from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest, write_manifest
 from sun.model.weights import ADAPTER_FILES, INDEX_FILE
-from sun.router.tasks import NAME, TaskRegistry
 from sun_build.ensemble import ensemble_config
+from sun_build.task_entries import check_name
 
 PREFILL_CONFIG = """\
 # {name}: prompt token ids x1..x(n-1) -> KV ticket, with this task's weights. Written by `sun task add`.
@@ -83,27 +83,3 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
                 target.rename(Path(scratch) / f"old_{folder.name}")
             folder.rename(target)
     return manifest
-
-
-def check_name(repository: Path, name: str) -> None:
-    """Raise ValueError unless a task may be called ``name`` in this repository."""
-    if NAME.fullmatch(name) is None:
-        raise ValueError(f"name: {name[:64]!r} is not a task name; use up to 63 of a-z, 0-9, _ and -, a letter or digit first")
-    if name.startswith(("prefill_", "decode_")):
-        raise ValueError(f"name: {name!r} must not begin with prefill_ or decode_, the names of modules")
-    if (repository / name).exists() and name not in TaskRegistry(repository).names():
-        raise ValueError(f"name: {name!r} is taken by another model of this repository")
-
-
-def check_known(repository: Path, name: str) -> None:
-    """Raise ValueError naming the tasks there are if there is no such task."""
-    names = TaskRegistry(repository).names()
-    if name not in names:
-        raise ValueError(f"name: there is no task {name[:64]!r}; the tasks here are {', '.join(names) or 'none'}")
-
-
-def remove_task(repository: Path, name: str) -> None:
-    """Delete a task's entries. Raises ValueError naming the tasks there are if there is no such task."""
-    check_known(repository, name)
-    for folder in (f"prefill_{name}", name):
-        shutil.rmtree(repository / folder, ignore_errors=True)

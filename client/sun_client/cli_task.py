@@ -46,7 +46,7 @@ def remove(name: Annotated[str, typer.Argument(help="The task's name.")], root: 
 
     place = Root.find(root)
     with show.working(f"removing task {name}"):
-        from sun_build.tasks import check_known, remove_task
+        from sun_build.task_entries import check_known, remove_task
 
         check_known(place.models, name)
         for control in Control.running(place.path):

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import pytest
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
-from sun_build.tasks import add_task, describe_weights, remove_task
+from sun_build.task_entries import remove_task
+from sun_build.tasks import add_task, describe_weights
 from tests.unit import tiny
 
 
@@ -45,6 +48,16 @@ def test_add_writes_a_prefill_model_and_an_ensemble_and_remove_deletes_both(repo
     assert names(repository) == ["sun"]
     with pytest.raises(ValueError, match="no task 'mine'"):
         remove_task(repository, "mine")
+
+
+def test_removing_a_task_does_not_wait_for_torch(repository):
+    code = "import sys; from sun_client.cli import app; app(sys.argv[1:], standalone_mode=False); assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", code, "task", "remove", "mine", "--root", str(repository.parent)]
+    for folder in ("mine", "prefill_mine"):
+        (repository / folder / "1").mkdir(parents=True)
+    (repository / "prefill_mine" / "1" / "task.json").write_text("{}")
+    subprocess.run(command, check=True)
+    assert names(repository) == ["sun"]
 
 
 def test_a_full_checkpoint_and_the_bases_own_weights_are_tasks_too(repository, base_dir, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,23 +17,25 @@ from sun_client.errors import SunError
 from tests.server.conftest import GREEDY, REPO, sun
 
 PROMPT = "find big files"
+TASKS, WEIGHTS = REPO / "build" / "tasks", "adapter_model.safetensors"
 
 
-def add(root: Path, weights: str) -> str:
-    """Add the task `guest` with the weights of a shipped one."""
-    return sun("task", "add", "guest", "--weights", str(REPO / "build" / "tasks" / weights), "--root", str(root))
+def words(root: Path, weights: Path) -> list[str]:
+    """The command that adds the task `guest` with these weights."""
+    return ["task", "add", "guest", "--weights", str(weights), "--root", str(root)]
 
 
 def test_a_task_is_added_updated_and_removed_and_other_streams_go_on(server, client, root):
     expected = {task: client.generate(task, PROMPT, sampling=GREEDY).token_ids for task in ("bash", "math")}
     other = client.stream("banking", PROMPT, sampling={"max_tokens": 1500, "ignore_eos": True})
     next(other)
-    assert f"The server on port {server.ports.http} serves it now." in add(root, "bash")
+    added = subprocess.run([sys.executable, "-m", "sun_client.cli", *words(root, TASKS / "bash")], check=True, capture_output=True, text=True)
+    assert f"The server on port {server.ports.http} serves it now." in added.stdout
     assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected["bash"]
-    assert requests.post(f"http://127.0.0.1:{server.ports.http}/v2/models/guest/generate", json={"text_input": PROMPT}).status_code == 200
+    assert requests.post(f"http://127.0.0.1:{server.ports.http}/v2/models/guest/generate", json={"text_input": PROMPT, "max_tokens": 4}).status_code == 200
     begun = client.stream("guest", PROMPT, sampling=GREEDY)
     first = next(begun).token_ids
-    add(root, "math")
+    sun(*words(root, TASKS / "math"))
     assert [*first, *(token for piece in begun for token in piece.token_ids)] == expected["bash"], "it had begun with the old weights"
     assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected["math"]
     assert sun("task", "remove", "guest", "--root", str(root)).endswith("guest: removed.\n")
@@ -42,12 +46,13 @@ def test_a_task_is_added_updated_and_removed_and_other_streams_go_on(server, cli
 
 
 def test_what_does_not_fit_leaves_the_old_task_serving(client, root, tmp_path):
-    add(root, "bash")
+    sun(*words(root, TASKS / "bash"))
     expected = client.generate("guest", PROMPT, sampling=GREEDY).token_ids
-    for file in (REPO / "build" / "tasks" / "math").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(subprocess.CalledProcessError):
-        sun("task", "add", "guest", "--weights", str(tmp_path), "--root", str(root))
+    broken = tmp_path / "math"
+    shutil.copytree(TASKS / "math", broken)
+    os.truncate(broken / WEIGHTS, (broken / WEIGHTS).stat().st_size - 100)
+    with pytest.raises(ValueError, match="weights_digest"):
+        sun(*words(root, broken))
     assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected
     sun("task", "remove", "guest", "--root", str(root))
 

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 FLOOD, OTHERS = 48, 3
-PROMPT = "hello " * 100
+PROMPT = "hello " * 50
 """Long enough that the flood waits for its prefill module, not for a decode worker."""
 
 

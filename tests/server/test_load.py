@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from sun.handoff.shm import default_root
 from tests.server.conftest import SHIPPED, wait_until
 from tests.server.prompts import PROMPTS
 
@@ -23,8 +24,8 @@ def rss_mb(pid: int) -> float:
 
 
 def shm_files() -> set[str]:
-    """All files in shared memory."""
-    return {str(path) for path in Path("/dev/shm").rglob("*") if path.is_file()}
+    """Triton's files in shared memory, and ours: tests without a server, which may run beside this one, have others."""
+    return {str(path) for path in (*Path("/dev/shm").glob("triton*"), *default_root().rglob("*")) if path.is_file()}
 
 
 def one(client, seed: int) -> None:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from typer.testing import CliRunner
-
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
-from sun_client.cli import app
 from sun_client.server import Server
-from tests.server.conftest import free_ports, make_root
+from tests.server.conftest import free_ports, make_root, sun
 from tests.unit import tiny
 
 SCHEME = 'parameters { key: "scheme" value { string_value: "int4" } }\n'
@@ -26,12 +23,6 @@ def tiny_root(root: Path) -> Path:
         with (root / "model_repository" / worker / "config.pbtxt").open("a") as config:
             config.write(SCHEME)
     return root
-
-
-def sun(*words: str) -> str:
-    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def read(path: Path) -> list[dict]:

@@ -61,7 +61,7 @@ def test_the_doctor_finds_a_whole_installation_whole_and_names_what_is_broken(ro
     whole = task.read_bytes()
     try:
         task.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        text = sun("doctor", "--root", str(root), check=False)
+        text = sun("doctor", "--root", str(root), code=1)
     finally:
         task.write_bytes(whole)
     assert "task bash" in text and "its weights are not those that its manifest names" in text

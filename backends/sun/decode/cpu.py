@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sun.alone import alone
 from sun.decode import kernels
 from sun.decode.kv_pool import KVPool, Slot
 from sun.decode.packed import Packed, pack
@@ -83,7 +85,8 @@ class CpuExecutor:
         self._crew = ThreadPoolExecutor(threads - 1, thread_name_prefix="decode-step") if threads > 1 else None
         self._threads = threads
         spare = pool.take(1)
-        self._first_step(spare)
+        with alone(Path(__file__).parent):  # two workers would both compile, and share the machine meanwhile
+            self._first_step(spare)
         pool.give_back(spare)
 
     def _first_step(self, slot: Slot) -> None:

@@ -6,10 +6,12 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sun.alone import alone
 from sun.decode.executor import REPLAY_ROWS, Executor
 from sun.decode.kv_pool import KVPool
 from sun.decode.outbox import Outbox
@@ -46,7 +48,8 @@ class DecodeEngine:
         self._step = 0
         self._changed = threading.Condition()
         self._closed = self._draining = False
-        draw(torch.zeros(1), SamplingParams(temperature=1.0, seed=0), 0)  # compiles it now and not in somebody's request
+        with alone(Path(__file__).parent):
+            draw(torch.zeros(1), SamplingParams(temperature=1.0, seed=0), 0)  # compiles it now and not in somebody's request
         self._threads = [threading.Thread(target=t, name=t.__name__, daemon=True) for t in (self._pull_loop, self._step_loop)]
         for thread in self._threads:
             thread.start()

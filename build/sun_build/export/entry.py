@@ -20,7 +20,7 @@ from sun_build.export.module import PrefillModule
 from sun_build.export.onnx import OPSET, export_onnx
 from sun_build.export.profiles import profiles
 from sun_build.export.triton import config_text
-from sun_build.tasks import check_known
+from sun_build.task_entries import check_known
 
 TIMING_CACHE = Path(".run") / "tensorrt.timing"
 """Below the root: times of kernels, by GPU and TensorRT version."""
