@@ -56,9 +56,23 @@ STUDY: dict[str, TuneSettings] = {
     "full, all weights, steps of a quarter, lr 4e-4": weights(4e-4, 4 * STEPS, batch=4, method="full"),
     "full, all weights, steps of a quarter, lr 2e-4": weights(2e-4, 4 * STEPS, batch=4, method="full"),
     "SUN, LoRA 64, K and V at 4 times the rate": lora(64, kv_lr=4.0),
+    "SUN, LoRA 64, steps of a quarter, 17 more prompt tokens before the answer": lora(64, steps=4 * STEPS, batch=4, precision="bf16"),
     "SUN, LoRA 64, half the loss from the full fine-tune": lora(64, distill=0.5),
     "SUN, LoRA 64, all of the loss from it": lora(64, distill=1.0),
 }
+
+TAIL = {"SUN, LoRA 64, steps of a quarter, 17 more prompt tokens before the answer":
+        "\n\nWhich intent does this question of a bank's customer have? Answer with its label."}
+"""Runs whose user messages end with a text: K and V of more positions that have seen the whole question, and a place for the answer's plan."""
+
+
+def with_tail(data: Path, text: str, out: Path) -> Path:
+    """A copy of chat JSONL in which every user message ends with ``text``."""
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    for message in (message for row in rows for message in row["messages"] if message["role"] == "user"):
+        message["content"] += text
+    out.write_text("\n".join(map(json.dumps, rows)))
+    return out
 
 
 def run(name: str, data: Path) -> float:
@@ -69,9 +83,11 @@ def run(name: str, data: Path) -> float:
     settings = STUDY[name]
     teacher = RUNS / "banking" / "full" if settings.distill else None
     with tempfile.TemporaryDirectory() as out:
-        tuning = Tuning("banking", BASE, BaseManifest.load(BASE), str(data / "banking" / "train.jsonl"), Path(out) / "run", None, settings, teacher)
-        rows, held_out, _ = tuning.read(HELD_OUT)
-        return tuning.train(rows, held_out)["held_out_loss"]
+        rows = data / "banking" / "train.jsonl"
+        rows = with_tail(rows, TAIL[name], Path(out) / "train.jsonl") if name in TAIL else rows
+        tuning = Tuning("banking", BASE, BaseManifest.load(BASE), str(rows), Path(out) / "run", None, settings, teacher)
+        train, held_out, _ = tuning.read(HELD_OUT)
+        return tuning.train(train, held_out)["held_out_loss"]
 
 
 def main() -> None:
