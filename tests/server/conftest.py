@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -16,6 +19,8 @@ import pytest
 from sun.handoff.shm import published
 from sun_build.tasks import add_task
 from sun_client.client import SunClient
+from sun_client.gateway.serve import Door
+from sun_client.gateway.upstream import Upstream
 from sun_client.server import Ports, Server
 
 REPO = Path(__file__).parents[2]
@@ -74,6 +79,28 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
 def sun(*words: str, check: bool = True) -> str:
     """The output of a `sun` command, which must succeed unless told otherwise."""
     return subprocess.run([sys.executable, "-m", "sun_client.cli", *words], check=check, capture_output=True, text=True, env=WIDE).stdout
+
+
+@contextlib.contextmanager
+def gateway(url: str) -> Iterator[str]:
+    """The address of a gateway to a server, which runs in a thread of its own."""
+    loop, told, address = asyncio.new_event_loop(), asyncio.Event(), []
+
+    async def serve() -> None:
+        door = Door(Upstream(url), "127.0.0.1", 0)
+        address.append(f"http://127.0.0.1:{await door.start()}")
+        await told.wait()
+        await door.stop(0.0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert wait_until(lambda: bool(address))
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(told.set)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def parse(body: Any) -> ChatRequest:
     given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
     for name, neutral in NEUTRAL.items():
         if name in given and given.pop(name) not in neutral:
-            raise invalid(name, f"is not supported here{f', but for {neutral[0]!r}' if neutral else ''}")
+            raise invalid(name, f"is not supported here{f', only {neutral[0]!r} is' if neutral else ''}")
     task = given.pop("model", None)
     if not isinstance(task, str) or not task:
         raise invalid("model", "is missing; GET /v1/models names those there are" if task is None else "expected a text")

@@ -15,6 +15,8 @@ from sun_client.wire import Piece
 
 AGAIN_MS = 1000
 """The longest pause before a lost connection is tried again; gRPC's own is two minutes."""
+ALIVE_MS, ANSWERED_MS = 310_000, 20_000
+"""How long a silent connection is believed in, and waited for then. Triton breaks off with who asks more often than every 300 s."""
 LOOK_S = 5.0
 """For questions that a healthy server answers at once."""
 
@@ -26,7 +28,8 @@ class Upstream:
         """url: as for `SunClient`. Raises SunError if the file of authorities cannot be read."""
         self.url = url
         address, credentials = wire.target(url)
-        options = [*wire.CHANNEL, ("grpc.initial_reconnect_backoff_ms", AGAIN_MS // 4), ("grpc.max_reconnect_backoff_ms", AGAIN_MS)]
+        options = [*wire.CHANNEL, ("grpc.initial_reconnect_backoff_ms", AGAIN_MS // 4), ("grpc.max_reconnect_backoff_ms", AGAIN_MS),
+                   ("grpc.keepalive_time_ms", ALIVE_MS), ("grpc.keepalive_timeout_ms", ANSWERED_MS)]
         self._channel = (grpc.aio.insecure_channel(address, options=options) if credentials is None
                          else grpc.aio.secure_channel(address, credentials, options=options))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
