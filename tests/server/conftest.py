@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -82,13 +83,13 @@ def sun(*words: str, check: bool = True) -> str:
 
 
 @contextlib.contextmanager
-def gateway(url: str) -> Iterator[str]:
+def gateway(url: str, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """The address of a gateway to a server, which runs in a thread of its own."""
     loop, told, address = asyncio.new_event_loop(), asyncio.Event(), []
 
     async def serve() -> None:
-        door = Door(Upstream(url), "127.0.0.1", 0)
-        address.append(f"http://127.0.0.1:{await door.start()}")
+        door = Door(Upstream(url), "127.0.0.1", 0, tls)
+        address.append(f"http{'s' if tls else ''}://127.0.0.1:{await door.start()}")
         await told.wait()
         await door.stop(0.0)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sun_client.errors import SunError
-from sun_client.gateway import child
+from sun_client.gateway import app, child
 from sun_client.gateway.app import BODY_BYTES
 from sun_client.gateway.serve import Door
 from sun_client.server import Server, Tls
@@ -54,7 +54,7 @@ class Fake:
         return "fp32 sha256:abc"
 
     async def pieces(self, request) -> AsyncIterator[Piece]:
-        """Two pieces; between them the task `slow` waits for `go`, and `breaks` breaks."""
+        """Two pieces; between them the task `slow` waits for `go`, `breaks` breaks, and `flood` goes on for ever."""
         self.asked.append(request)
         task, whole = request.raw_input_contents[0][4:].decode(), False
         if task == "full":
@@ -65,6 +65,8 @@ class Fake:
             yield Piece("he", [1], [], 5)
             if task == "slow":
                 await self.go.wait()
+            while task == "flood":
+                yield Piece("x" * (1 << 20), [1], [], 5)
             if task == "breaks":
                 raise SunError("the router is shutting down", "UNAVAILABLE")
             yield Piece("llo", [2], [], 5, "stop")
@@ -108,11 +110,15 @@ def events(text: str) -> list:
 
 def test_whole_answers_and_streams():
     async def use(door, fake, session):
-        status, answer, headers = await post(session, BODY, headers={"X-Request-Id": "mine", "Authorization": "Bearer key", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
-        assert (status, answer["choices"][0]["message"]["content"], answer["id"]) == (200, "hello", "chatcmpl-mine") == (status, "hello", headers["x-request-id"])
+        given = {"X-Request-Id": "mine", "Authorization": "Bearer key", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+        status, answer, headers = await post(session, BODY, headers=given)
+        assert status == 200 and answer["choices"][0]["message"]["content"] == "hello"
+        assert answer["id"] == headers["x-request-id"] == "chatcmpl-mine"
         request = fake.asked[0]
-        assert request.id == answer["id"] and request.parameters["api_key"].string_param == "key" and request.parameters["traceparent"].string_param[:2] == "00"
-        async with session.post("/v1/chat/completions", json={**STREAM, "n": 3, "stream_options": {"include_usage": True}}, headers={"X-Request-Id": "b d"}) as response:
+        assert request.id == answer["id"] and request.parameters["api_key"].string_param == "key"
+        assert request.parameters["traceparent"].string_param == given["traceparent"]
+        body = {**STREAM, "n": 3, "stream_options": {"include_usage": True}}
+        async with session.post("/v1/chat/completions", json=body, headers={"X-Request-Id": "b d"}) as response:
             assert response.content_type == "text/event-stream" and "b d" not in response.headers["X-Request-Id"]
             *chunks, usage, done = events(await response.text())
         assert done == "[DONE]" and usage["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11} and usage["choices"] == []
@@ -193,6 +199,16 @@ def test_it_ends_when_streams_have_and_tells_those_that_have_not():
     serve(cut)
 
 
+def test_a_client_that_does_not_read_is_let_go_and_disturbs_nobody(monkeypatch):
+    async def use(door, fake, session):
+        async with session.post("/v1/chat/completions", json={**STREAM, "model": "flood"}):
+            assert (await post(session, BODY))[0] == 200
+            await until(lambda: fake.left == 1)
+
+    monkeypatch.setattr(app, "SLOW_S", 0.3)
+    serve(use)
+
+
 def test_a_connection_too_many_is_told_so():
     async def use(door, fake, session):
         first = asyncio.ensure_future(post(session, {**BODY, "model": "slow"}))
@@ -205,7 +221,8 @@ def test_a_connection_too_many_is_told_so():
     serve(use, connections=1)
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5)
 
 
 def test_no_body_and_no_header_makes_it_fail():

@@ -14,7 +14,8 @@ from sun_client.wire import Piece
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 BODY = {"model": "bash", "messages": MESSAGES}
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
 FIELDS = [*SAMPLING, *IGNORED, *NEUTRAL, "model", "messages", "n", "stream", "stream_options", "logprobs", "top_logprobs", "max_completion_tokens",
           "deadline_s", "priority_class"]
 
@@ -84,7 +85,7 @@ def test_choices_with_a_seed_have_seeds_of_their_own():
     ("UNAVAILABLE", "max_inflight: full; retry after 3 s", (429, None, "rate_limit_exceeded")),
     ("UNAVAILABLE", "the router is shutting down", (503, None, "unavailable")),
     ("DEADLINE", "deadline_s: not finished within 1 s", (504, None, "deadline_exceeded")),
-    ("INTERNAL", "TypeError: x", (500, None, "internal_error")), ("UNKNOWN", "whatever", (500, None, "internal_error")),
+    ("INTERNAL", "TypeError: x", (500, None, "internal_error")), ("UNKNOWN", "sun is not ready", (503, None, "unavailable")),
 ])
 def test_the_servers_errors_keep_their_meaning(code, text, expected):
     error = api_error(SunError(text, code), {"max_tokens": "max_completion_tokens"})

@@ -58,14 +58,15 @@ class Gateway:
         self._background: set[asyncio.Task] = set()
 
     def application(self) -> web.Application:
-        """The application, whose clean-up closes the upstream's connection."""
+        """The application. Its clean-up closes the upstream's connection."""
         app = web.Application(middlewares=[self._guard], client_max_size=BODY_BYTES)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model}", self._model)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_post("/v1/completions", self._completions)
         app.router.add_get("/health", self._health)
-        app.on_cleanup.append(lambda app: self._upstream.close())
+        app.on_startup.append(self._begin)
+        app.on_cleanup.append(self._close)
         return app
 
     async def drained(self) -> None:
@@ -80,6 +81,14 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_S):
                 await self.drained()
+
+    async def _begin(self, app: web.Application) -> None:
+        self._fingerprint()
+
+    async def _close(self, app: web.Application) -> None:
+        for task in self._background:
+            task.cancel()
+        await self._upstream.close()
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:

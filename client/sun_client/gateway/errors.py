@@ -17,9 +17,9 @@ KINDS = {
     "INVALID_ARG": (400, REFUSED, None), "UNAUTHENTICATED": (401, REFUSED, "invalid_api_key"),
     "PERMISSION_DENIED": (403, REFUSED, "permission_denied"), "NOT_FOUND": (404, REFUSED, "model_not_found"),
     "UNAVAILABLE": (503, BROKEN, "unavailable"), "DEADLINE": (504, BROKEN, "deadline_exceeded"),
-    "DEADLINE_EXCEEDED": (504, BROKEN, "deadline_exceeded"),
+    "DEADLINE_EXCEEDED": (504, BROKEN, "deadline_exceeded"), "UNKNOWN": (503, BROKEN, "unavailable"),
 }
-"""What the router's codes, and gRPC's, are here: status, type, code. All others are 500."""
+"""What the router's codes, and gRPC's, are here: status, type, code; all others are 500. UNKNOWN is Triton's own: `sun` is not loaded, or it is stopping."""
 KEY_NEEDED = "a valid key is needed, as header `Authorization: Bearer ...`"
 TOO_LONG = re.compile(r"the prompt has \d+ tokens|on top of a prompt of \d+ tokens")
 
