@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from yarl import URL
 
 from sun_client.errors import SunError
 from sun_client.gateway import app, child
@@ -229,6 +230,10 @@ def test_no_body_and_no_header_makes_it_fail():
     async def use(door, fake, session):
         for body in bodies:
             assert (await post(session, body))[0] in (200, 400)
+        assert (await post(session, b"no gzip", headers={"Content-Encoding": "gzip"}))[0] == 400
+        for path in ("/%ff", "/v1/models/%ff", "/v1/models/%00", "/v1/models/a%2fb"):
+            async with session.get(URL(path, encoded=True)) as response:
+                assert response.status == 404 and (await response.json())["error"]["message"]
         for name in ("Authorization", "X-Request-Id", "traceparent"):
             assert (await post(session, BODY, headers={name: "Bearer \u00fc\u20ac"}))[0] == 200
 

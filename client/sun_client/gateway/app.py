@@ -210,6 +210,8 @@ async def _body(request: web.Request) -> object:
             return msgspec.json.decode(await request.read())
     except TimeoutError:
         raise ApiError(408, f"the body did not come within {SLOW_S:g} s", code="timeout") from None
+    except web.RequestPayloadError as error:
+        raise ApiError(400, f"body: {error}", param="body") from error
     except (ValueError, RecursionError) as error:  # of msgspec's a DecodeError is a ValueError
         raise ApiError(400, f"body: malformed JSON: {error}", param="body") from error
 
