@@ -13,10 +13,14 @@ CODES = {"DEADLINE": "CANCELLED", "UNAUTHENTICATED": "INVALID_ARG", "PERMISSION_
 
 
 class TritonClient:
-    """A `sun.router.active.Client`: pieces become responses."""
+    """A `sun.router.active.Client`: pieces become responses.
+
+    returns: the outputs that it wants. codes: whether its errors are to begin with their code, as in "[NOT_FOUND] task: ...": over gRPC
+    streams Triton tells an error's text alone.
+    """
 
     def __init__(self, request):
-        self.returns = frozenset()
+        self.returns, self.codes = frozenset(), False
         self._sender = request.get_response_sender()
         # Triton frees the request with its last response: asking for its cancellation meanwhile or after crashes the server.
         self._lock = threading.Lock()
@@ -38,7 +42,8 @@ class TritonClient:
 
     def fail(self, error):
         """End the stream with an error."""
-        error = pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, CODES.get(error.code, error.code)))
+        text = f"[{error.code}] {error}" if self.codes else str(error)
+        error = pb_utils.TritonError(text, getattr(pb_utils.TritonError, CODES.get(error.code, error.code)))
         with self._lock:
             self._ended = True
             self._sender.send(pb_utils.InferenceResponse(error=error), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

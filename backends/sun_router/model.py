@@ -95,7 +95,9 @@ class TritonPythonModel:
             client = TritonClient(request)
             try:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                parsed = parse_request(inputs, json.loads(request.parameters() or "{}"), request.request_id())
+                parameters = json.loads(request.parameters() or "{}")
+                client.codes = parameters.pop("error_codes", False) is True
+                parsed = parse_request(inputs, parameters, request.request_id())
             except RequestError as error:
                 self.router.refuse(error, client, request.request_id())
             else:

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from sun_client import (
-    cli_ask, cli_build, cli_decode, cli_eval, cli_export, cli_key, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune, cli_watch,
+    cli_ask, cli_build, cli_decode, cli_eval, cli_export, cli_gateway, cli_key, cli_plan, cli_quantize, cli_serve, cli_task, cli_tune, cli_watch,
 )
 from sun_client.errors import SunError
 
@@ -35,6 +35,7 @@ app.command("quantize", rich_help_panel="Serve")(cli_quantize.quantize)
 app.add_typer(cli_decode.app, name="decode", rich_help_panel="Serve")
 app.command("plan", rich_help_panel="Serve")(cli_plan.plan)
 app.command("serve", rich_help_panel="Serve")(cli_serve.serve)
+app.command("gateway", rich_help_panel="Serve")(cli_gateway.gateway)
 app.command("demo", rich_help_panel="Serve")(cli_serve.demo)
 app.command("doctor", rich_help_panel="Serve")(cli_watch.doctor)
 app.command("ask", rich_help_panel="Use")(cli_ask.ask)

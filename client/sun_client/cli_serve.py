@@ -17,7 +17,7 @@ WAYS_IN = """\
   curl -s {http}/v2/models/sun/generate -d '{{"task": "{task}", "text_input": "...", "temperature": 0}}'
   curl -sN {http}/v2/models/sun/generate_stream -d '{{"task": "{task}", "text_input": "...", "temperature": 0, "stream": true}}'
   gRPC {grpc}, model sun, or a task's own model   health {http}/v2/health/ready   metrics {metrics}/metrics
-  log {log}   requests {requests}
+{gateway}  log {log}   requests {requests}
 Ctrl-C stops it."""
 
 
@@ -27,11 +27,13 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(
         help="PEM file of a certificate: gRPC is encrypted (clients ask grpcs://...), and HTTP stays on 127.0.0.1, for a proxy with TLS.", show_default=False)] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key.", show_default=False)] = None,
+    openai_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port of OpenAI's API, if it is to be served, too (`sun gateway`).", show_default=False)] = None,
 ) -> None:
     """Serve all tasks of the repository until Ctrl-C or SIGTERM. What dies meanwhile is started anew."""
     from sun.router.tasks import TaskRegistry
     from sun_client import show
     from sun_client.doctor import Doctor
+    from sun_client.gateway.child import GatewayProcess
     from sun_client.root import Root
     from sun_client.server import Ports, Server, Tls, interruptible
     from sun_client.supervisor import Supervisor
@@ -43,9 +45,14 @@ def serve(
     names = TaskRegistry(place.models).names()
     server = Server(place.path, Ports(http_port, grpc_port, metrics_port), host, Tls(tls_cert, tls_key) if tls_cert else None)
     url = f"{'grpcs://' if tls_cert else ''}{host}:{grpc_port}"
+    gateway = GatewayProcess(server, openai_port, _say) if openai_port else None
+    if gateway:
+        gateway.check()
     with interruptible():
         try:
             show.start(server)
+            if gateway:
+                gateway.start()
             scarce = [f"{finding.check}: {finding.seen}; {finding.advice}" for finding in Doctor(place).shared_memory() if finding.state != "ok"]
             for line in (*scarce, *server.warnings()):
                 print(f"Warning: {line}", file=sys.stderr, flush=True)
@@ -54,16 +61,28 @@ def serve(
             print(WAYS_IN.format(
                 tasks=f"Serving {', '.join(names)}:" if names else "Serving, but no task yet: `sun setup` or `sun task add` makes one.",
                 task=task, ask=ask, http=f"http://{server.http_host}:{http_port}", grpc=url, metrics=f"http://{host}:{metrics_port}",
-                log=server.log, requests=server.request_log), flush=True)
-            supervisor = Supervisor(server, lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True))
+                gateway=f"  OpenAI's API {gateway.url}   its log {gateway.log}\n" if gateway else "", log=server.log, requests=server.request_log), flush=True)
+            supervisor = Supervisor(server, _say)
             while True:
                 supervisor.look()
+                if gateway:
+                    gateway.look()
                 time.sleep(0.5)
         except KeyboardInterrupt:
             pass
         finally:
-            show.stop(server)
+            if gateway:
+                gateway.terminate()
+            try:
+                show.stop(server)
+            finally:
+                if gateway:
+                    gateway.end()
     print("Stopped.")
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def demo(

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sun_client.errors import ServerError
+from sun_client.errors import TRACEBACK, ServerError
 
 if TYPE_CHECKING:
     from sun.messages import Ack, Reply, Request, Stats
@@ -23,8 +23,6 @@ HEADER = "sun-admin"
 RESTRICTED = "model-repository,logging,shared-memory,trace"
 """Triton's protocols that need the key: who has them can load models, read and write memory and files."""
 LOAD_S = 300.0
-TRACEBACK = "\n\nAt:\n"
-"""In Triton's words for an exception in a model, what comes before where it was raised."""
 ANSWER_S = 30.0
 """For a worker, which answers at once."""
 

@@ -2,12 +2,14 @@
 
 import re
 
+TRACEBACK = "\n\nAt:\n"
+"""In Triton's words for an exception in a model, what comes before where it was raised."""
 RETRY = re.compile(r"; retry after (\d+) s$")
 
 
 class SunError(Exception):
     """Something failed for a reason its message tells. ``code``: the gRPC status of a call that failed ("UNAVAILABLE", "DEADLINE_EXCEEDED");
-    "UNKNOWN" for what the server answered: Triton's streams tell an error's text alone.
+    for what `sun` answered one of `sun.router.errors.RequestError`; "UNKNOWN" for what Triton itself did: its streams tell an error's text alone.
 
     retry_after_s: where the server had no room, the seconds after which it thinks to have some; else None.
     """

@@ -142,7 +142,7 @@ class Server:
             if not (self.root / folder).is_dir():
                 raise ServerError(f"{self.root} has no folder {folder}")
         for port in astuple(self.ports):
-            _check_free(self.host, port)
+            check_free(self.host, port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         parent = os.getpid()
         with self.log.open("wb") as log:
@@ -150,7 +150,7 @@ class Server:
             # A folder without Python files: the backends' stubs import from the working directory first.
             self._process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                cwd=self.log.parent, env=self.environment, preexec_fn=lambda: _die_with(parent))
+                cwd=self.log.parent, env=self.environment, preexec_fn=lambda: die_with(parent))
         try:
             self._wait_ready(waiting)
         except BaseException:
@@ -260,7 +260,8 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
+    """Raise ServerError if nothing can listen there."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -269,8 +270,8 @@ def _check_free(host: str, port: int) -> None:
             raise ServerError(f"port {port} on {host} cannot be used ({error.strerror.lower()}): is a server running already?") from error
 
 
-def _die_with(parent: int) -> None:
-    """In the child: SIGTERM when the parent dies, so that a killed `sun serve` does not leave a server for ever."""
+def die_with(parent: int) -> None:
+    """In the child: SIGTERM when the parent dies, so that a killed `sun serve` does not leave it for ever."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)

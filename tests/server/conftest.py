@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import shutil
 import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -16,6 +20,8 @@ from sun.handoff.shm import published
 from sun_build.tasks import add_task
 from sun_client.cli import app
 from sun_client.client import SunClient
+from sun_client.gateway.serve import Door
+from sun_client.gateway.upstream import Upstream
 from sun_client.server import Ports, Server
 
 REPO = Path(__file__).parents[2]
@@ -76,6 +82,28 @@ def sun(*words: str, code: int = 0) -> str:
     done = CliRunner().invoke(app, list(words), env=WIDE, catch_exceptions=False)
     assert done.exit_code == code, done.output
     return done.stdout
+
+
+@contextlib.contextmanager
+def gateway(url: str, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+    """The address of a gateway to a server, which runs in a thread of its own."""
+    loop, told, address = asyncio.new_event_loop(), asyncio.Event(), []
+
+    async def serve() -> None:
+        door = Door(Upstream(url), "127.0.0.1", 0, tls)
+        address.append(f"http{'s' if tls else ''}://127.0.0.1:{await door.start()}")
+        await told.wait()
+        await door.stop(0.0)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert wait_until(lambda: bool(address))
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(told.set)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture(scope="session")

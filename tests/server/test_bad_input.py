@@ -107,8 +107,9 @@ def test_http_bodies(http, body, words):
 
 def test_refusals_on_many_new_connections_leave_the_server_alive(server):
     for _ in range(100):
-        with SunClient(f"127.0.0.1:{server.ports.grpc}") as client, pytest.raises(SunError, match="^messages: "):
+        with SunClient(f"127.0.0.1:{server.ports.grpc}") as client, pytest.raises(SunError, match="^messages: ") as error:
             client.generate("bash", "hello", messages=[])
+        assert error.value.code == "INVALID_ARG"
     assert server.running and grpc_error(server.ports.grpc, GOOD) is None
 
 

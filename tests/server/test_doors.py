@@ -25,9 +25,10 @@ from sun.messages import Abort, encode
 from sun_build.tasks import add_task
 from sun_client.client import SunClient
 from sun_client.errors import SunError
+from sun_client.gateway.serve import context
 from sun_client.metrics import read, total
 from sun_client.server import Server, Tls
-from tests.server.conftest import free_ports, make_root, sun, wait_until
+from tests.server.conftest import free_ports, gateway, make_root, sun, wait_until
 
 SHORT = {"temperature": 0, "max_tokens": 4, "ignore_eos": True}
 BODY = {"text_input": "hello", "task": "identity", "temperature": 0, "max_tokens": 2}
@@ -188,6 +189,29 @@ def test_keys_come_and_go_while_the_server_runs_and_limits_say_when_to_come_back
     metrics = f"127.0.0.1:{guarded.ports.metrics}"
     assert wait_until(lambda: total(read(metrics), "sun_key_requests_total", key="bob", outcome="length") == 2)
     assert total(read(metrics), "sun_key_requests_total", key="bob", outcome="UNAVAILABLE") == 1
+
+
+def test_the_gateway_passes_the_bearer_s_key_on_and_has_none_of_its_own(url, key, root, tls, monkeypatch):
+    monkeypatch.setenv("SUN_API_KEY", key)
+    carol = sun("key", "add", "carol", "--requests-per-minute", "1", "--tasks", "identity", "--root", str(root)).strip()
+    body = {"model": "identity", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "temperature": 0}
+    with gateway(url, context(tls.certificate, tls.key)) as address, requests.Session() as session:
+        session.verify, session.trust_env = str(root / "ca.pem"), False
+
+        def ask(key: str | None, **more: object) -> requests.Response:
+            headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+            return session.post(f"{address}/v1/chat/completions", json={**body, **more}, headers=headers)
+
+        assert ask(key).status_code == 200
+        for wrong in (None, "", "sun-wrong"):
+            refused = ask(wrong, stream=True)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert wait_until(lambda: ask(carol).status_code == 200)
+        full = ask(carol)
+        assert (full.status_code, full.json()["error"]["code"]) == (429, "rate_limit_exceeded") and 1 <= int(full.headers["Retry-After"]) <= 60
+        other = ask(carol, model="bash")
+        assert (other.status_code, other.json()["error"]["param"]) == (403, "model")
+        assert session.get(f"{address}/health").status_code == 200
 
 
 def test_sun_ask_takes_the_key_from_the_environment_and_its_request_is_in_the_log(guarded, url, key):

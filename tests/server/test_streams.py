@@ -55,6 +55,7 @@ def test_outputs_on_request(client):
     answer = client.generate("identity", PROMPT, sampling={**GREEDY, "logprobs": 3})
     assert answer.num_input_tokens == Reference(REPO / "build" / "base").prompt(PROMPT).shape[1]
     assert [entry["token_id"] for entry in answer.logprobs] == answer.token_ids
+    assert "".join(entry["token"] for entry in answer.logprobs).startswith(answer.text)
     assert all(len(entry["top"]) == 3 and entry["top"][0]["token_id"] == entry["token_id"] for entry in answer.logprobs)
 
 

@@ -159,8 +159,10 @@ class Active:
     def _wants_tokens(self) -> bool:
         return not self.request.returns.isdisjoint(("token_ids", "logprobs", "num_output_tokens"))
 
-    @staticmethod
-    def _logprob(event: TokenEvent) -> list[dict]:
+    def _logprob(self, event: TokenEvent) -> list[dict]:
         if event.logprob is None:
             return []
-        return [{"token_id": event.token, "logprob": event.logprob, "top": [{"token_id": t, "logprob": v} for t, v in event.top or []]}]
+        return [{**self._entry(event.token, event.logprob), "top": [self._entry(token, value) for token, value in event.top or []]}]
+
+    def _entry(self, token: int, logprob: float) -> dict:
+        return {"token_id": token, "token": self.text.one(token), "logprob": logprob}

@@ -55,6 +55,10 @@ class TextStream:
         self._decoded += len(piece)
         return self._search(piece)
 
+    def one(self, token: int) -> str:
+        """A token's own text; U+FFFD stands for what is a part of a character."""
+        return self._tokenizer.decode([token], skip_special_tokens=False)
+
     def finish(self) -> tuple[str, bool]:
         """The rest at the end of the sequence: an unfinished character (as U+FFFD) and what a stop string might have been."""
         rest = self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._decoded :]
