@@ -9,6 +9,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 # Hub look-ups would only cost time: every model here is a local folder.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Tables whose cells are not folded; pytest-xdist says 80, and rich keeps what it finds first.
+os.environ["COLUMNS"] = "200"
 
 import pytest
 import torch

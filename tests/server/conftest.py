@@ -27,8 +27,6 @@ from sun_client.server import Ports, Server
 REPO = Path(__file__).parents[2]
 OWN_MODELS = ("sun", "tokenize", "decode_0", "decode_1")
 SHIPPED = ("banking", "bash", "math")
-WIDE = {**os.environ, "COLUMNS": "200"}
-"""An environment in which tables are not folded."""
 CORE, NICE = min(os.sched_getaffinity(0)), 4
 """Where one decode worker and the identity task's prefill module run, and how far the latter lets others go first."""
 GREEDY = {"temperature": 0, "max_tokens": 24}
@@ -79,7 +77,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20.0) -> bool:
 
 def sun(*words: str, code: int = 0) -> str:
     """The output of a `sun` command that ends with this exit code, run in this process: one of its own would import torch again."""
-    done = CliRunner().invoke(app, list(words), env=WIDE, catch_exceptions=False)
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
     assert done.exit_code == code, done.output
     return done.stdout
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import requests
 
 from sun_client.metrics import read, total
-from tests.server.conftest import GREEDY, WIDE, sun, wait_until
+from tests.server.conftest import GREEDY, sun, wait_until
 
 
 def test_requests_are_counted_and_timed_by_task_and_steps_by_worker(server, client):
@@ -69,5 +69,5 @@ def test_the_doctor_finds_a_whole_installation_whole_and_names_what_is_broken(ro
 
 def test_the_doctor_says_what_to_do_where_there_is_nothing(tmp_path: Path):
     (tmp_path / "model_repository").mkdir()
-    done = subprocess.run([sys.executable, "-m", "sun_client.cli", "doctor", "--root", str(tmp_path)], capture_output=True, text=True, env=WIDE)
+    done = subprocess.run([sys.executable, "-m", "sun_client.cli", "doctor", "--root", str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 1 and "run `sun setup`" in done.stdout

@@ -67,7 +67,7 @@ def test_keys_are_made_and_listed_and_the_line_that_turns_them_on_is_shown(root)
     assert made.exit_code == 0 and 'key: "keys" value { string_value: "keys.json" }' in made.stderr
     (key,) = key_file.read(root / "keys.json")
     assert key_file.digest(made.stdout.strip()) == key.sha256 and (key.tasks, key.max_inflight) == (["banking", "bash"], 3)
-    listed = run.invoke(app, ["key", "list", "--root", str(root)], env={"COLUMNS": "200"})
+    listed = run.invoke(app, ["key", "list", "--root", str(root)])
     assert "alice" in listed.stdout and "banking, bash" in listed.stdout and key.sha256 not in listed.stdout
     assert run.invoke(app, ["key", "remove", "alice", "--root", str(root)]).exit_code == 0 and key_file.read(root / "keys.json") == []
 
