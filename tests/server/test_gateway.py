@@ -76,8 +76,7 @@ def test_choices_stop_and_logprobs(client, chat):
     ({"top_p": 2}, 400, "top_p", None), ({"max_completion_tokens": 100_000}, 400, "max_completion_tokens", "context_length_exceeded"),
     ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "messages", "context_length_exceeded"),
     ({"messages": [{"role": "user", "content": " "}]}, 400, "messages", None), ({"model": "poetry"}, 404, "model", "model_not_found"),
-    ({"tools": [{"type": "function"}]}, 400, "tools", None), ({"deadline_s": 0.01, "max_tokens": 2000, "ignore_eos": True}, 504, None, "deadline_exceeded"),
-    ({"priority_class": "urgent"}, 400, "priority_class", None),
+    ({"tools": [{"type": "function"}]}, 400, "tools", None), ({"priority_class": "urgent"}, 400, "priority_class", None),
 ])
 @pytest.mark.parametrize("stream", [False, True])
 def test_bad_input_has_its_status_and_names_the_field(chat, more, status, param, code, stream):
@@ -85,6 +84,14 @@ def test_bad_input_has_its_status_and_names_the_field(chat, more, status, param,
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert (error["param"], error["code"]) == (param, code)
+
+
+def test_a_deadline_is_a_status_of_its_own_or_the_last_event_of_what_has_begun(chat):
+    late = {**BODY, "deadline_s": 0.01, "max_tokens": 2000, "ignore_eos": True}
+    response = requests.post(chat, json=late)
+    assert response.status_code == 504 and response.json()["error"]["code"] == "deadline_exceeded"
+    events = requests.post(chat, json={**late, "stream": True}).text.strip().split("\n\n")
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
 
 
 def test_models_are_the_tasks(address):
