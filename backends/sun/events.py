@@ -17,16 +17,13 @@ import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Client, Connection, Listener
 
-import msgspec
-
 from sun.decode.outbox import Outbox
-from sun.messages import StepEvents, encode
+from sun.messages import StepEvents, decode_reply, encode
 from sun.stubs import stat
 
 END = b""
 BACKLOG = 16
 RETRY_S = 0.1
-_step = msgspec.json.Decoder(StepEvents)
 
 
 class EventServer:
@@ -80,7 +77,7 @@ def hear(pid: int, router: str) -> Iterator[StepEvents]:
             raise ConnectionRefusedError(f"another process answers for {pid}")
         connection.send_bytes(router.encode())
         while message := connection.recv_bytes():
-            yield _step.decode(message)
+            yield decode_reply(message)
 
 
 def _address(pid: int) -> str:

@@ -34,11 +34,11 @@ class Stubs:
 
     def killed(self, pids: frozenset[int]) -> frozenset[int]:
         """Those that are dead, while their server has not noticed: it waits for one that it has ended itself."""
-        return frozenset(pid for pid in pids if (seen := stat(pid)) and seen.state == "Z" and seen.parent == self._server)
+        return self._in_state("Z", pids)
 
     def stopped(self, pids: frozenset[int]) -> frozenset[int]:
         """Those that somebody has stopped (SIGSTOP)."""
-        return frozenset(pid for pid in pids if (seen := stat(pid)) and seen.state == "T" and seen.parent == self._server)
+        return self._in_state("T", pids)
 
     def kill(self, model: str, pids: frozenset[int]) -> None:
         """SIGKILL to those of a model's processes that live; whoever else has one of these pids by now is left alone."""
@@ -54,6 +54,9 @@ class Stubs:
             if entry.name.isdigit() and self._lives(pid := int(entry.name)) and (model := _model(pid)):
                 found.setdefault(model, set()).add(pid)
         return {model: frozenset(pids) for model, pids in found.items()}
+
+    def _in_state(self, state: str, pids: frozenset[int]) -> frozenset[int]:
+        return frozenset(pid for pid in pids if (seen := stat(pid)) and seen.state == state and seen.parent == self._server)
 
     def _lives(self, pid: int) -> bool:
         seen = stat(pid)

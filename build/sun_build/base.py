@@ -17,11 +17,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sun.model.manifest import BaseManifest, Geometry, Rope, write_manifest
-from sun.model.shape import head_dim, rope_angles, rope_kind
+from sun.model.shape import ARCHITECTURES, head_dim, rope_angles, rope_kind
 from sun.model.weights import map_checkpoint
 from sun.text.prompt import PromptSettings
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 EMBEDDED = "smollm2"
 BLOCK = 1 << 24
 """Weights that are hashed at once, so that a large tensor of another format is not copied as a whole."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sun.model.manifest import BaseManifest
-from sun.model.shape import config_path, load_config
+from sun.model.shape import ARCHITECTURES, config_path, load_config
 from sun.model.weights import INDEX_FILE
 from sun.readable import readable_json
 from sun.text.prompt import PromptSettings
-from sun_build.base import ARCHITECTURES, check_architecture, embedded, finish_base, load_tokenizer, replacing
+from sun_build.base import check_architecture, embedded, finish_base, load_tokenizer, replacing
 
 LARGE = 1 << 30
 """Weights from which on they lie on disk in bf16, as models of that size are published; a smaller base is float32, as all others are."""

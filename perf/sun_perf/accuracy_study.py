@@ -35,6 +35,8 @@ def weights(lr: float, steps: int = STEPS, **more) -> TuneSettings:
     return TuneSettings(adapter="none", lr=lr, steps=steps, eval_every=steps, **more)
 
 
+LONGER = "SUN, LoRA 64, steps of a quarter, 17 more prompt tokens before the answer"
+
 STUDY: dict[str, TuneSettings] = {
     "full, all weights, lr 1e-4": weights(1e-4, method="full"),
     "full, all weights, lr 4e-4": weights(4e-4, method="full"),
@@ -56,13 +58,12 @@ STUDY: dict[str, TuneSettings] = {
     "full, all weights, steps of a quarter, lr 4e-4": weights(4e-4, 4 * STEPS, batch=4, method="full"),
     "full, all weights, steps of a quarter, lr 2e-4": weights(2e-4, 4 * STEPS, batch=4, method="full"),
     "SUN, LoRA 64, K and V at 4 times the rate": lora(64, kv_lr=4.0),
-    "SUN, LoRA 64, steps of a quarter, 17 more prompt tokens before the answer": lora(64, steps=4 * STEPS, batch=4, precision="bf16"),
+    LONGER: lora(64, steps=4 * STEPS, batch=4, precision="bf16"),
     "SUN, LoRA 64, half the loss from the full fine-tune": lora(64, distill=0.5),
     "SUN, LoRA 64, all of the loss from it": lora(64, distill=1.0),
 }
 
-TAIL = {"SUN, LoRA 64, steps of a quarter, 17 more prompt tokens before the answer":
-        "\n\nWhich intent does this question of a bank's customer have? Answer with its label."}
+TAIL = {LONGER: "\n\nWhich intent does this question of a bank's customer have? Answer with its label."}
 """Runs whose user messages end with a text: K and V of more positions that have seen the whole question, and a place for the answer's plan."""
 
 
@@ -83,11 +84,12 @@ def run(name: str, data: Path) -> float:
     settings = STUDY[name]
     teacher = RUNS / "banking" / "full" if settings.distill else None
     with tempfile.TemporaryDirectory() as out:
-        rows = data / "banking" / "train.jsonl"
-        rows = with_tail(rows, TAIL[name], Path(out) / "train.jsonl") if name in TAIL else rows
-        tuning = Tuning("banking", BASE, BaseManifest.load(BASE), str(rows), Path(out) / "run", None, settings, teacher)
-        train, held_out, _ = tuning.read(HELD_OUT)
-        return tuning.train(train, held_out)["held_out_loss"]
+        source = data / "banking" / "train.jsonl"
+        if name in TAIL:
+            source = with_tail(source, TAIL[name], Path(out) / "train.jsonl")
+        tuning = Tuning("banking", BASE, BaseManifest.load(BASE), str(source), Path(out) / "run", None, settings, teacher)
+        rows, held_out, _ = tuning.read(HELD_OUT)
+        return tuning.train(rows, held_out)["held_out_loss"]
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 CONFIGS = Path(__file__).parent / "configs"
 """Configurations of models whose weights are not here."""
-FAMILY = ("llama", "mistral", "qwen2", "qwen3")
-"""The model types that there are engines for."""
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+"""The model types that there are engines for, and transformers' classes of them."""
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
 """What a configuration must say itself: where it does not, transformers would take another model's."""
 
@@ -120,8 +120,8 @@ def load_config(path: Path) -> PretrainedConfig:
     except ValueError as error:
         raise ValueError(f"{path}: is not JSON: {error}") from error
     kind = values.pop("model_type", None)
-    if kind not in FAMILY:
-        raise ValueError(f"{path}: model_type {kind!r} is not supported; supported are {', '.join(FAMILY)}")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{path}: model_type {kind!r} is not supported; supported are {', '.join(ARCHITECTURES)}")
     for field in SIZES:
         if field not in values:
             raise ValueError(f"{path}: {field} is missing")
