@@ -1,0 +1,2 @@
+URL = "localhost:8001"
+"""Where a server's gRPC endpoint is unless told otherwise."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sun_client.cli_options import URL, UrlOption
+from sun_client import URL
+from sun_client.cli_options import UrlOption
 from sun_client.errors import SunError
 
 if TYPE_CHECKING:

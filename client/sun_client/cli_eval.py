@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sun_client.cli_options import URL, RootOption, UrlOption
+from sun_client import URL
+from sun_client.cli_options import RootOption, UrlOption
 
 
 def evaluate(

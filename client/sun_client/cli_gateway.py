@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from sun_client.cli_options import URL, UrlOption
+from sun_client import URL
+from sun_client.cli_options import UrlOption, check_tls
 
 
 def gateway(
@@ -24,8 +25,7 @@ def gateway(
 
     from sun_client.gateway.serve import context, serve
 
-    if (tls_cert is None) != (tls_key is None):
-        raise ValueError("tls-cert and tls-key: one is of no use without the other")
+    check_tls(tls_cert, tls_key)
     tls = context(tls_cert, tls_key) if tls_cert and tls_key else None
 
     def say(port: int) -> None:

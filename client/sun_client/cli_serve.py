@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sun_client.cli_options import GrpcPortOption, HttpPortOption, MetricsPortOption, RootOption
+from sun_client.cli_options import GrpcPortOption, HttpPortOption, MetricsPortOption, RootOption, check_tls
 
 WAYS_IN = """\
 {tasks}
@@ -38,9 +38,7 @@ def serve(
     from sun_client.server import Ports, Server, Tls, interruptible
     from sun_client.supervisor import Supervisor
 
-    if (tls_cert is None) != (tls_key is None):
-        raise ValueError("tls-cert and tls-key: one is of no use without the other")
-
+    check_tls(tls_cert, tls_key)
     place = Root.find(root)
     names = TaskRegistry(place.models).names()
     server = Server(place.path, Ports(http_port, grpc_port, metrics_port), host, Tls(tls_cert, tls_key) if tls_cert else None)

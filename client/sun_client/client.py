@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 
-from sun_client import wire
+from sun_client import URL, wire
 from sun_client.wire import Piece
 
 if TYPE_CHECKING:
     from sun.messages import Stats
 
-URL = "localhost:8001"
 
 
 @dataclass
