@@ -57,10 +57,11 @@ Request = Admit | Abort | GetStats | Drain
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
     """An `Admit`, `Abort` or `Drain` was taken; but an `Admit` was not if the worker is ``draining``.
 
-    load: tokens that this worker's sequences may still generate. module: what it decodes with; two of one name give the same bits.
+    load: tokens that this worker's ``sequences`` may still generate. module: what it decodes with; two of one name give the same bits.
     """
 
     load: int
+    sequences: int = 0
     draining: bool = False
     module: str = ""
 
@@ -80,11 +81,12 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StepEvents(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """Everything one step brought for one router. load: as in `Ack`."""
+    """Everything one step brought for one router. load, sequences: as in `Ack`, after the step."""
 
     step: int
     load: int
     events: list[TokenEvent]
+    sequences: int = 0
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):

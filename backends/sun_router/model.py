@@ -27,9 +27,10 @@ from sun_triton.meter import TritonMeter
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """policy: "least_tokens", "round_robin" or "partitioned". workers: decode models by name, separated by spaces (default: all `decode_*`).
+    """policy: "least_tokens", "pack", "round_robin" or "partitioned". workers: decode models by name, separated by spaces (default: all `decode_*`).
 
     owners: with policy partitioned, which task has which workers, e.g. "banking=decode_0 bash=decode_1,decode_2".
+    pack_batch: with policy pack, how many sequences a worker gets before the next one gets any; 0 for the policy's own.
     max_inflight, max_tokens, deadline_s, max_running_tokens: see `sun.router.limits.Limits`. max_queued_tokens,
     max_task_queued_tokens, weights ("banking=2 bash=1"): see `sun.router.fair_queue.Bounds`.
     keys: the file of inference keys, absolute or from the repository's parent; without it anybody may ask. request_log: the file with
@@ -39,6 +40,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     policy: str = "least_tokens"
     workers: str = ""
     owners: str = ""
+    pack_batch: int = 0
     max_inflight: int = Limits.max_inflight
     max_tokens: int = Limits.max_tokens
     deadline_s: float = Limits.deadline_s
@@ -86,7 +88,7 @@ class TritonPythonModel:
         self.reports = Reports([sink for sink in sinks if sink is not None], self.meter, settings.log_prompts)
         self.router = Router(
             BlsFleet(), workers, TaskRegistry(place.repository), PromptFormat.load(place.base_dir, base.prompt),
-            make_policy(settings.policy, settings.owners, workers), [self.shm], limits, self.meter,
+            make_policy(settings.policy, settings.owners, workers, settings.pack_batch), [self.shm], limits, self.meter,
             keys, self.reports.note)
 
     def execute(self, requests):

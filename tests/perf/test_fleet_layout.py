@@ -10,7 +10,7 @@ import torch
 
 from sun.model.loading import load_decode, load_prefill
 from sun.model.weights import map_checkpoint
-from sun.router.policy import Partitioned, parse_owners
+from sun.router.policy import Load, Partitioned, parse_owners
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
 from sun_perf.fleet_layout import KV_TOKENS, SYSTEMS, Material, lay_out, merge, task_names
@@ -50,7 +50,7 @@ def test_a_conventional_task_decodes_with_the_weights_it_prefills_with(tmp_path,
     router = parameters(root, "sun")
     owners = parse_owners(router["owners"], [f"decode_{i}" for i in range(3)])
     assert router["policy"] == "partitioned" and list(owners) == task_names(3)
-    assert Partitioned(owners).pick("task_2", {f"decode_{i}": 0 for i in range(3)}) == "decode_2"
+    assert Partitioned(owners).pick("task_2", {f"decode_{i}": Load(0, 0) for i in range(3)}) == "decode_2"
     for task, (worker,) in owners.items():
         manifest, _ = load_prefill(material.base, root / "model_repository" / f"prefill_{task}" / "1")
         assert manifest.weights == "full"

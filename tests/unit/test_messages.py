@@ -28,7 +28,8 @@ events = st.builds(
     TokenEvent, id=ids, token=st.none() | tokens, logprob=st.none() | numbers,
     top=st.none() | st.lists(st.tuples(tokens, numbers), max_size=2), finish=st.none() | ids, error=st.none() | ids)
 replies = st.one_of(
-    st.builds(Ack, load=tokens, draining=st.booleans(), module=ids), st.builds(StepEvents, step=tokens, load=tokens, events=st.lists(events, max_size=3)),
+    st.builds(Ack, load=tokens, sequences=tokens, draining=st.booleans(), module=ids),
+    st.builds(StepEvents, step=tokens, load=tokens, sequences=tokens, events=st.lists(events, max_size=3)),
     st.builds(Stats, running=tokens, waiting=tokens, load=tokens, free_tokens=tokens, budget_tokens=tokens, step=tokens,
               steps=st.lists(st.builds(StepRecord, step=tokens, ms=numbers, tasks=st.dictionaries(ids, tokens, max_size=2)), max_size=2),
               draining=st.booleans(), module=ids))
@@ -51,8 +52,8 @@ def test_a_message_is_json_that_a_person_can_write():
 
 
 def test_an_event_without_extras_is_short():
-    step = StepEvents(step=1, load=2, events=[TokenEvent(id="a", token=3)])
-    assert encode(step) == b'{"type":"step","step":1,"load":2,"events":[{"id":"a","token":3}]}'
+    step = StepEvents(step=1, load=2, events=[TokenEvent(id="a", token=3)], sequences=1)
+    assert encode(step) == b'{"type":"step","step":1,"load":2,"events":[{"id":"a","token":3}],"sequences":1}'
 
 
 @pytest.mark.parametrize(("change", "name"), [

@@ -12,7 +12,7 @@ import pytest
 
 from sun.local import LocalFleet
 from sun.messages import Ack
-from sun.router.policy import Partitioned
+from sun.router.policy import Pack, Partitioned
 from sun.router.request import GenerateRequest, Handover
 from sun.router.router import Limits
 
@@ -266,7 +266,7 @@ def test_any_task_goes_to_the_worker_with_the_least_reported_load(serve):
         """The worker that the next request goes to, once its load is known."""
         count = len(fleet.picked)
         answers.append(service.ask(TEXT, task))
-        eventually(lambda: len(fleet.picked) > count and service.router.pool.loads[fleet.picked[-1]] == fleet.reported[fleet.picked[-1]])
+        eventually(lambda: len(fleet.picked) > count and service.router.pool.loads[fleet.picked[-1]].tokens == fleet.reported[fleet.picked[-1]])
         return fleet.picked[-1]
 
     assert sorted(ask(task) for task in ("plain", "lora", "full")) == ["decode_0", "decode_1", "decode_2"], "all were idle"
@@ -278,6 +278,28 @@ def test_any_task_goes_to_the_worker_with_the_least_reported_load(serve):
     assert [ask("full"), ask("lora"), ask("plain")] == ["decode_1", "decode_2", "decode_2"]
     fleet.released.set()
     assert all(answer.wait().errors for answer in answers)
+
+
+def test_packed_requests_share_one_worker_until_its_batch_is_full_and_go_back_to_it_when_it_is_not(serve):
+    service = serve(workers=3, policy=Pack(2))
+    gates = [service.gate(f"decode_{i}") for i in range(3)]
+
+    def counts() -> list[int]:
+        return [stats.running + stats.waiting for stats in (engine.stats() for engine in service.fleet.decodes.values())]
+
+    answers = []
+    for expected in ([1, 0, 0], [2, 0, 0], [2, 1, 0]):
+        answers.append(service.ask(TEXT, **OPEN_ENDED))
+        eventually(lambda expected=expected: counts() == expected)
+    answers[0].gone = True
+    assert answers[0].error.code == "CANCELLED"
+    gates[0].allow(3)
+    eventually(lambda: counts() == [1, 1, 0])
+    answers.append(service.ask(TEXT, **OPEN_ENDED))
+    eventually(lambda: counts() == [2, 1, 0])
+    for gate in gates:
+        gate.open()
+    assert all(len(answer.whole.token_ids) == 400 for answer in answers[1:])
 
 
 def test_requests_spread_over_idle_workers_and_avoid_a_loaded_one(serve):

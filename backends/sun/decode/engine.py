@@ -128,7 +128,7 @@ class DecodeEngine:
                 self._fail(sequence, "the decode worker is shutting down")
 
     def _ack(self) -> Ack:
-        return Ack(load=self.scheduler.load, draining=self._draining, module=self.module)
+        return Ack(load=self.scheduler.load, sequences=self.scheduler.count, draining=self._draining, module=self.module)
 
     def _leave(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
@@ -137,7 +137,8 @@ class DecodeEngine:
 
     def _fail(self, sequence: Sequence, error: str) -> None:
         event = TokenEvent(id=sequence.admit.id, finish="error", error=error)
-        self.outbox.put(sequence.admit.router, StepEvents(step=self._step, load=self.scheduler.load, events=[event]))
+        self.outbox.put(
+            sequence.admit.router, StepEvents(step=self._step, load=self.scheduler.load, events=[event], sequences=self.scheduler.count))
         self._leave(sequence)
 
     def _pull_loop(self) -> None:
@@ -233,9 +234,9 @@ class DecodeEngine:
                 id=sequence.admit.id, token=choice.token, logprob=choice.logprob, top=choice.top, finish=finish))
             if finish:
                 ended.append(sequence)
-        load = self.scheduler.load - sum(s.outstanding for s in ended)
+        load, count = self.scheduler.load - sum(s.outstanding for s in ended), self.scheduler.count - len(ended)
         for router, tokens in events.items():
-            if not self.outbox.put(router, StepEvents(step=self._step, load=load, events=tokens)):
+            if not self.outbox.put(router, StepEvents(step=self._step, load=load, events=tokens, sequences=count)):
                 for sequence in batch:
                     sequence.aborted = sequence.aborted or sequence.admit.router == router
         for sequence in ended:

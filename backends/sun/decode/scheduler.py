@@ -30,6 +30,11 @@ class Scheduler:
         """Tokens that all its sequences may still generate."""
         return sum(s.outstanding for s in self.sequences if not s.aborted)
 
+    @property
+    def count(self) -> int:
+        """How many sequences it knows that are not to be dropped."""
+        return sum(not s.aborted for s in self.sequences)
+
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in line."""
         self.waiting.append(sequence)

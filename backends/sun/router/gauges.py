@@ -21,5 +21,5 @@ def set_gauges(meter: Meter, tasks: Iterable[str], requests: Iterable[Active], p
     loads, used = dict(pool.loads), dict(pool.used)
     for worker in pool.workers:
         meter.set("sun_worker_up", worker in loads, worker=worker)
-        meter.set("sun_worker_outstanding_tokens", loads.get(worker, 0), worker=worker)
+        meter.set("sun_worker_outstanding_tokens", loads[worker].tokens if worker in loads else 0, worker=worker)
         meter.set("sun_kv_cache_usage_ratio", used.get(worker, 0.0) if worker in loads else 0.0, worker=worker)

@@ -68,7 +68,7 @@ class Placement:
                     failed = error
                     tried.add(worker)
                 continue
-            self.pool.report(worker, ack.load)
+            self.pool.report(worker, ack)
             if ack.draining:
                 self.pool.drained(worker)
                 if active.withdraw(worker) is None:
@@ -110,7 +110,7 @@ class Placement:
         if not admissions:
             return
         try:
-            self.pool.report(worker, self.fleet.abort(worker, admissions).load)
+            self.pool.report(worker, self.fleet.abort(worker, admissions))
         except Exception:
             log.exception("could not abort %s on %s", ", ".join(admissions), worker)
 
@@ -119,7 +119,9 @@ class Placement:
         until = self.stranded.get(active.key)
         if until is None:
             return
-        if self.pool.pick(active.admit.task, 0, set(), active.bound) is not None:
+        worker = self.pool.pick(active.admit.task, 0, set(), active.bound)
+        if worker is not None:
+            self.pool.put_back(worker, 0)
             self.forget(active)
             self._again(active)
         elif time.monotonic() > until:

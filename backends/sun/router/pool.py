@@ -6,10 +6,10 @@ import logging
 import threading
 from collections.abc import Callable
 
-from sun.messages import Stats
+from sun.messages import Ack, Stats, StepEvents
 from sun.router.errors import Gone
 from sun.router.fleet import Fleet
-from sun.router.policy import Policy
+from sun.router.policy import Load, Policy
 
 log = logging.getLogger("sun.router")
 BEAT_S = 0.5
@@ -28,8 +28,8 @@ class Pool:
         self._budgets: dict[str, int] = {}
         self._modules: dict[str, str] = {}
         self._draining: set[str] = set()
-        self.loads = dict.fromkeys(workers, 0)
-        """Outstanding tokens of the living workers."""
+        self.loads = dict.fromkeys(workers, Load(0, 0))
+        """Of the living workers."""
         self.used: dict[str, float] = {}
         """Share of its KV pool's tokens that a worker has taken."""
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class Pool:
         self._closed.set()
 
     def pick(self, task: str, tokens: int, tried: set[str], module: str = "") -> str | None:
-        """A living worker for ``task`` that is not among ``tried`` and does not drain, with ``tokens`` on its load at once; None if there is none.
+        """A living worker for ``task`` that is not among ``tried`` and does not drain; None if there is none. A sequence of ``tokens`` is on its load at once.
 
         module: only one that decodes with this module; "" for any.
         """
@@ -62,20 +62,24 @@ class Pool:
                 barred |= {name for name in self.loads if self._modules.get(name, module) != module}
             worker = self.policy.pick(task, {name: load for name, load in self.loads.items() if name not in barred})
             if worker is not None:
-                self.loads[worker] += tokens
+                self._add(worker, tokens, 1)
             return worker
 
     def put_back(self, worker: str, tokens: int) -> None:
         """The worker did not take what it was picked for."""
         with self._lock:
-            if worker in self.loads:
-                self.loads[worker] -= tokens
+            self._add(worker, -tokens, -1)
 
-    def report(self, worker: str, load: int) -> None:
+    def _add(self, worker: str, tokens: int, sequences: int) -> None:
+        load = self.loads.get(worker)
+        if load is not None:
+            self.loads[worker] = Load(load.tokens + tokens, load.sequences + sequences)
+
+    def report(self, worker: str, said: Ack | StepEvents) -> None:
         """What the worker says its load is."""
         with self._lock:
             if worker in self.loads:
-                self.loads[worker] = load
+                self.loads[worker] = Load(said.load, said.sequences)
 
     def drained(self, worker: str) -> None:
         """The worker says that it takes no new sequences; the next heartbeat without it is its return."""
@@ -108,7 +112,7 @@ class Pool:
             (self._draining.add if stats.draining else self._draining.discard)(worker)
             new = worker not in self.loads
             if new:
-                self.loads[worker] = stats.load
+                self.loads[worker] = Load(stats.load, stats.running + stats.waiting)
         if new:
             log.warning("decode worker %s is back", worker)
             self._found(worker)

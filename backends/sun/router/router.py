@@ -240,7 +240,7 @@ class Router:
         broken = None
         try:
             for step in self.fleet.listen(worker, self.name):
-                self.pool.report(worker, step.load)
+                self.pool.report(worker, step)
                 self.pace.note(len(step.events))
                 for event in step.events:
                     active = self._active.get(event.id.rpartition("-")[0])

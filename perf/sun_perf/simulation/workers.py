@@ -13,6 +13,7 @@ from sun.decode.kv_pool import KVPool, Slot
 from sun.decode.scheduler import Scheduler
 from sun.model.manifest import Geometry, Rope
 from sun.prefill.engine import plan
+from sun.router.policy import Load
 from sun_perf.simulation.costs import PrefillTime, Prompt, StepTime
 from sun_perf.simulation.leap import Leap
 from sun_perf.simulation.traffic import Request
@@ -64,9 +65,9 @@ class PrefillWorker:
         env.process(self._run())
 
     @property
-    def load(self) -> int:
-        """Tokens in line."""
-        return sum(job.left for job in self._jobs)
+    def load(self) -> Load:
+        """What is in line."""
+        return Load(sum(job.left for job in self._jobs), len(self._jobs))
 
     def submit(self, sequence: Sequence) -> None:
         """Queue all but the last of a prompt's tokens."""
@@ -116,10 +117,10 @@ class DecodeWorker:
         self._stepping = env.process(self._steps())
 
     @property
-    def load(self) -> int:
+    def load(self) -> Load:
         """Tokens that its sequences may still generate, as its latest step reported."""
         leap = self._leap
-        return self._outstanding - (leap.batch * leap.whole_steps(self.env.now) if leap else 0)
+        return Load(self._outstanding - (leap.batch * leap.whole_steps(self.env.now) if leap else 0), len(self.scheduler.sequences))
 
     def admit(self, sequence: Sequence) -> None:
         """Take a sequence whose KV is published."""
