@@ -29,6 +29,12 @@ SCRATCH = ROOT / ".run" / "bench"
 QUIET_CPUS = 0.2
 
 
+def material(threads: int = Material.threads, scheme: str = Material.scheme) -> Material:
+    """Repositories of this checkout's base and adapters."""
+    adapters = sorted(path.parent for path in (ROOT / "build" / "tasks").glob("*/adapter_config.json"))
+    return Material(ROOT / "build" / "base", ROOT / "backends", adapters, threads, scheme)
+
+
 def measure(bench: Bench, material: Material, load: Load, ports: Ports, slo: Slo, scratch: Path) -> dict:
     """Run a bench with repositories in ``scratch``. Returns the content of `bench.json` but for machine and commit."""
     runner = Runner(scratch, ports, load, material, slo)
@@ -71,15 +77,13 @@ def main() -> None:
     parser.add_argument("--load", choices=("perf_analyzer", "own"), default="perf_analyzer", help="load generator; own needs no download")
     parser.add_argument("--port", type=int, default=18200, help="first of three free ports (default 18200)")
     args = parser.parse_args()
-    adapters = sorted(path.parent for path in (ROOT / "build" / "tasks").glob("*/adapter_config.json"))
-    material = Material(ROOT / "build" / "base", ROOT / "backends", adapters, args.threads, args.scheme)
     SCRATCH.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     with interruptible(), quiet_libraries(), contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=SCRATCH)))
         load = OwnLoad() if args.load == "own" else stack.enter_context(perf_analyzer(SCRATCH))
         ports = Ports(args.port, args.port + 1, args.port + 2)
-        found = measure(BENCHES[args.bench], material, load, ports, Slo(args.slo_ttft_ms, args.slo_tpot_ms), scratch)
+        found = measure(BENCHES[args.bench], material(args.threads, args.scheme), load, ports, Slo(args.slo_ttft_ms, args.slo_tpot_ms), scratch)
     write(found, RESULTS)
     most = max(run["other_cpus"] for run in found["runs"])
     if most > QUIET_CPUS:

@@ -53,9 +53,9 @@ class Runner:
             with self.serving(name, plan.tasks) as server:
                 for turn, _ in group:
                     for alpha in plan.alphas:
-                        self._closed(server, name, plan, turn, alpha)
+                        self.closed(server, name, plan, turn, alpha)
                         for load in plan.loads if turn else ():
-                            self._open(server, name, plan, turn, alpha, load)
+                            self.open(server, name, plan, turn, alpha, load)
                 if name == CHECKED_SYSTEM and not self.agreement:
                     self._check_load(server, plan)
 
@@ -89,12 +89,14 @@ class Runner:
             self.agreement.append({"concurrency": concurrency, **seen, "throughput_ratio": round(ours / theirs, 3)})
             say(f"concurrency {concurrency}: " + ", ".join(f"{name} {figures['tokens_per_s']:.1f} tokens/s" for name, figures in seen.items()))
 
-    def _closed(self, server: Server, name: str, plan: Plan, turn: int, alpha: float) -> None:
+    def closed(self, server: Server, name: str, plan: Plan, turn: int, alpha: float) -> None:
+        """A closed loop of a plan on a system's server, noted in ``runs``. Turn 0 says what the system sustains."""
         requests, others = self._requests(plan, alpha, turn), watch(server.pid)
         figures = self._figures(self._asked(self.load, server, requests, plan.concurrency), plan.concurrency)
         self._note(name, plan, turn, alpha, {"mode": "closed", "concurrency": plan.concurrency, **figures, "other_cpus": others()})
 
-    def _open(self, server: Server, name: str, plan: Plan, turn: int, alpha: float, load: float) -> None:
+    def open(self, server: Server, name: str, plan: Plan, turn: int, alpha: float, load: float) -> None:
+        """An open loop, likewise, at a share ``load`` of the request rate that the slowest system of turn 0 sustained."""
         requests, others = self._requests(plan, alpha, turn), watch(server.pid)
         rate = load * self._sustained(plan, alpha)
         samples = self.load.open(url(server), requests, poisson(len(requests), rate, SEED + turn))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -23,7 +23,7 @@ PARAMETER = 'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n
 class System:
     """A way to serve N tasks. workers: decode workers for N tasks. own: each of them with a task's own full weights.
 
-    scheme: of the decode weights; None for the run's own low-bit scheme.
+    scheme: of the decode weights; None for the run's own low-bit scheme. router: parameters of a shared pool's router.
     """
 
     name: str
@@ -31,6 +31,7 @@ class System:
     workers: Callable[[int], int]
     own: bool = False
     scheme: str | None = "fp32"
+    router: Mapping[str, str | int] = field(default_factory=lambda: {"policy": "least_tokens"})
 
 
 SYSTEMS = {system.name: system for system in (
@@ -88,7 +89,7 @@ def lay_out(root: Path, full: Path, material: Material, system: System, tasks: i
             parameters["weights"] = str((full / names[i]).absolute())
         _model(root, worker, "sun_decode", parameters)
     owners = " ".join(f"{task}={worker}" for task, worker in zip(names, workers, strict=False))
-    _model(root, "sun", "sun_router", {"policy": "partitioned", "owners": owners} if system.own else {"policy": "least_tokens"})
+    _model(root, "sun", "sun_router", {"policy": "partitioned", "owners": owners} if system.own else system.router)
     return root
 
 
@@ -99,7 +100,7 @@ def _prefill(root: Path, material: Material, name: str, weights: Path, kind: str
     write_manifest(folder, new_manifest(BaseManifest.load(material.base), folder, kind, name))
 
 
-def _model(root: Path, name: str, backend: str, parameters: dict[str, str | int]) -> Path:
+def _model(root: Path, name: str, backend: str, parameters: Mapping[str, str | int]) -> Path:
     folder = root / "model_repository" / name / "1"
     folder.mkdir(parents=True)
     text = CONFIG.format(backend=backend) + "".join(PARAMETER.format(key=key, value=value) for key, value in parameters.items())

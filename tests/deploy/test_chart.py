@@ -94,10 +94,10 @@ def test_all_that_selects_pods_selects_these(template):
     assert (target["kind"], target["name"]) == ("Deployment", manifests["Deployment"]["metadata"]["name"])
 
 
-def test_ports_are_triton_s_and_go_by_name(template):
+def test_ports_are_triton_s_and_the_gateway_s_and_go_by_name(template):
     manifests = template(FULL)
     ports = {port["name"]: port["containerPort"] for port in container(manifests)["ports"]}
-    assert ports == vars(Ports())
+    assert ports == {**vars(Ports()), "openai": 8080}
     assert {port["targetPort"] for port in manifests["Service"]["spec"]["ports"]} == ports.keys()
     assert {port["port"] for rule in manifests["NetworkPolicy"]["spec"]["ingress"] for port in rule["ports"]} == ports.keys()
     assert manifests["ServiceMonitor"]["spec"]["endpoints"][0]["port"] in ports
@@ -106,6 +106,7 @@ def test_ports_are_triton_s_and_go_by_name(template):
 def test_it_listens_for_others_and_they_are_few(template):
     manifests = template()
     arguments = container(manifests)["args"]
+    assert arguments[arguments.index("--openai-port") + 1] == "8080"
     assert arguments[arguments.index("--host") + 1] == "0.0.0.0"
     policy = manifests["NetworkPolicy"]["spec"]
     assert policy["egress"] == [] and set(policy["policyTypes"]) == {"Ingress", "Egress"}

@@ -56,7 +56,7 @@ def test_the_container_runs_sun_serve_itself_and_as_nobody_special():
     assert json.loads(instruction("CMD"))[0] == "serve"
     assert instruction("USER") == "1000:1000"
     assert "/v2/health/ready" in instruction("HEALTHCHECK")
-    assert instruction("EXPOSE").split() == [str(port) for port in vars(Ports()).values()]
+    assert instruction("EXPOSE").split() == [*(str(port) for port in vars(Ports()).values()), "8080"]
 
 
 def test_its_triton_is_the_release_that_sun_setup_takes():
