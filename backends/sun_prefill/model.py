@@ -19,11 +19,12 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     cores: the module runs on these alone, such as "0", "1-3" or "0,2"; empty for anywhere. nice: 0 to 19, how far it lets
     others go first on a core that both want.
 
-    scheme: of the linear layers, "fp32" or "int8". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
+    scheme: of the linear layers, "fp32" or "int8"; on a GPU "fp32" or "bf16". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
 
-    executor: what runs a pass: "torch", "onnx" (the task's exported module, here) or "triton" (exported, as the model `kv_<task>`).
+    executor: what runs a pass: "torch", "onnx" (the task's exported module, here), "triton" (exported, as the model `kv_<task>`), or
+    "cuda": torch on the GPU of an instance group of KIND_GPU.
     """
 
     token_budget: int = 512
@@ -85,14 +86,14 @@ class TritonPythonModel:
 def load(place: Place, settings: Settings):
     """The task's manifest and module, and with them torch, which takes seconds; Triton imports this file once more only to complete the configuration."""
     import sun.prefill.engine  # noqa: F401
-    from sun.model.loading import load_prefill
+    from sun.prefill import executors
 
-    return load_prefill(place.base_dir, place.version_dir, settings.scheme)
+    return executors.load(place.base_dir, place.version_dir, settings.executor, settings.scheme, place.device(settings.executor))
 
 
 def executor(place: Place, settings: Settings, task, model):
-    """The executor that the parameter names; None for torch's own, which needs nothing."""
-    if settings.executor == "torch":
+    """The executor that the parameter names; None for torch's own, on the CPU or where the module lies."""
+    if settings.executor in ("torch", "cuda"):
         return None
     if settings.scheme != "fp32":
         raise ValueError(f"config.pbtxt of {place.name}: parameters: scheme {settings.scheme} runs in torch, and executor is {settings.executor!r}")
@@ -108,7 +109,6 @@ def executor(place: Place, settings: Settings, task, model):
         case "triton":
             name = kv_model(task.name)
             return PaddedExecutor(ExportedModel(name), place.repository / name / "1", model.base, task)
-    raise ValueError(f"config.pbtxt of {place.name}: parameters: executor is {settings.executor!r}, expected torch, onnx or triton")
 
 
 def answer(sender, future) -> None:

@@ -86,7 +86,7 @@ class KVPool:
         return self.data[:, :, :, slot.start : slot.start + tokens]
 
     def fill(self, slot: Slot, kv: Tensor) -> None:
-        """Copy a prompt's KV [layers, 2, kv_heads, tokens, head_dim] float32 from the CPU to the beginning of a slot; it is there on return."""
+        """Copy a prompt's KV [layers, 2, kv_heads, tokens, head_dim] from the CPU or the pool's device, in float32 or bf16, to the beginning of a slot; it is there on return."""
         place = self.view(slot, kv.shape[3])
         if self._stream is None:
             place.copy_(kv)

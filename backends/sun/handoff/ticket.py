@@ -8,7 +8,8 @@ import xxhash
 from sun.model.manifest import BaseManifest, Geometry, TaskManifest
 
 TICKET_VERSION = 1
-ITEMSIZE = {"float32": 4}
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number, by the names of the formats that K and V may come in; every decode module takes all of them."""
 MAX_TICKET_BYTES = 1 << 20
 
 
@@ -44,10 +45,11 @@ def checksum(kv: memoryview | bytes) -> str:
     return f"xxh3:{xxhash.xxh3_64_hexdigest(kv)}"
 
 
-def describe(base: BaseManifest, task: TaskManifest, tokens: int, kv: memoryview | bytes, transport: str, location: str = "") -> Ticket:
-    """The ticket of a float32 KV that ``task``'s prefill module computed."""
+def describe(base: BaseManifest, task: TaskManifest, tokens: int, kv: memoryview | bytes, transport: str, location: str = "",
+             dtype: str = "float32") -> Ticket:
+    """The ticket of a KV that ``task``'s prefill module computed. dtype: one of `ITEMSIZE`."""
     return Ticket(
-        version=TICKET_VERSION, base_digest=base.digest, geometry=base.geometry, dtype="float32", tokens=tokens,
+        version=TICKET_VERSION, base_digest=base.digest, geometry=base.geometry, dtype=dtype, tokens=tokens,
         task=task.name, weights_digest=task.weights_digest, checksum=checksum(kv), transport=transport, location=location)
 
 
@@ -62,8 +64,7 @@ def parse(data: bytes) -> Ticket:
         ticket = msgspec.json.decode(data, type=Ticket)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TicketError(f"ticket: {error}") from error
-    if ticket.dtype not in ITEMSIZE:
-        raise TicketError(f"ticket.dtype: got {ticket.dtype!r}, expected one of {', '.join(ITEMSIZE)}")
+    _check_dtype(ticket)
     if ticket.tokens < 0:
         raise TicketError(f"ticket.tokens: got {ticket.tokens}, must be 0 or more")
     return ticket
@@ -71,10 +72,14 @@ def parse(data: bytes) -> Ticket:
 
 def check_fits(ticket: Ticket, base: BaseManifest, task: str, prompt_tokens: int) -> None:
     """Raise TicketError unless a decode module of ``base`` may continue a prompt of ``prompt_tokens`` tokens from it."""
-    expected = {
-        "base_digest": base.digest, "geometry": base.geometry, "dtype": "float32", "task": task, "tokens": prompt_tokens - 1,
-    }
+    _check_dtype(ticket)
+    expected = {"base_digest": base.digest, "geometry": base.geometry, "task": task, "tokens": prompt_tokens - 1}
     for field, value in expected.items():
         got = getattr(ticket, field)
         if got != value:
             raise TicketError(f"ticket.{field}: got {got!r}, this decode module needs {value!r}")
+
+
+def _check_dtype(ticket: Ticket) -> None:
+    if ticket.dtype not in ITEMSIZE:
+        raise TicketError(f"ticket.dtype: got {ticket.dtype!r}, expected one of {', '.join(ITEMSIZE)}")
