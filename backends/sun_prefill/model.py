@@ -8,13 +8,13 @@ import triton_python_backend_utils as pb_utils
 
 from sun import door
 from sun.gently import gently
-from sun.handoff.inline import Inline
-from sun.handoff.shm import LEASE_S, Shm
+from sun.handoff.shm import LEASE_S
 from sun.settings import Place
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """token_budget: most tokens in a pass. threads: CPU threads of a pass. transport: "shm" or "inline".
+    """token_budget: most tokens in a pass. threads: CPU threads of a pass. transport: "shm", "inline", or
+    "cuda_ipc", from one GPU's memory into the same. handoff_tokens: KV of so many tokens has room there, on its way.
 
     cores: the module runs on these alone, such as "0", "1-3" or "0,2"; empty for anywhere. nice: 0 to 19, how far it lets
     others go first on a core that both want.
@@ -35,6 +35,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
+    handoff_tokens: int = 8192
     executor: str = "torch"
 
 
@@ -55,11 +56,11 @@ class TritonPythonModel:
         settings = place.settings(Settings)
         place.run_on(settings.cores, settings.threads, settings.nice)
         task, model = gently(lambda: load(place, settings))
+        from sun.handoff.transports import publisher
         from sun.prefill.engine import PrefillEngine
 
-        if settings.transport not in ("shm", "inline"):
-            raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
-        self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
+        room = model.geometry.kv_bytes(settings.handoff_tokens, model.dtype.itemsize)
+        self.transport = publisher(settings.transport, settings.lease_s, place.device(settings.executor), room)
         self.engine = PrefillEngine(
             model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens, executor(place, settings, task, model))
         # glibc keeps the float32 copies that packing went through.
@@ -79,8 +80,7 @@ class TritonPythonModel:
     def finalize(self):
         """Finish what is queued; tickets end with this process."""
         self.engine.close()
-        if isinstance(self.transport, Shm):
-            self.transport.close()
+        self.transport.close()
 
 
 def load(place: Place, settings: Settings):

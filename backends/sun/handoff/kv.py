@@ -7,7 +7,9 @@ import warnings
 import torch
 from torch import Tensor
 
+from sun.handoff.device import DeviceBuffer
 from sun.handoff.ticket import Ticket, TicketError, checksum
+from sun.handoff.transport import Buffer
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -15,16 +17,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def kv_tensor(buffer: memoryview, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+def kv_tensor(buffer: Buffer, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Tensor of ``shape`` over the bytes of ``buffer``, without a copy."""
     if not buffer.nbytes:
         return torch.empty(shape, dtype=dtype)
+    if isinstance(buffer, DeviceBuffer):
+        return buffer.tensor().view(dtype).view(shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a read-only buffer is fine: nobody writes to a pulled KV
         return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
 
-def verified_kv(ticket: Ticket, buffer: memoryview) -> Tensor:
+def verified_kv(ticket: Ticket, buffer: Buffer) -> Tensor:
     """K and V [layers, 2, kv_heads, tokens, head_dim] in the ticket's dtype if ``buffer`` is, by size and checksum, what the ticket describes.
 
     Raises TicketError naming the field otherwise.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import xxhash
 
+from sun.handoff.device import DeviceBuffer
 from sun.model.manifest import BaseManifest, Geometry, TaskManifest
 
 TICKET_VERSION = 1
@@ -20,7 +21,8 @@ class TicketError(ValueError):
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Describes K and V of ``tokens`` prompt tokens, laid out as [layers, 2, kv_heads, tokens, head_dim], keys after RoPE.
 
-    checksum: "xxh3:<hex>" of the KV's bytes. transport and location: how to get them ("shm", "inline").
+    checksum: "xxh3:<hex>" of the KV's bytes, "sum64:<hex>" of those that lie on a device (see `sun.handoff.device`).
+    transport and location: how to get them ("shm", "inline", "cuda_ipc").
     """
 
     version: int
@@ -40,12 +42,14 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.geometry.kv_bytes(self.tokens, ITEMSIZE[self.dtype])
 
 
-def checksum(kv: memoryview | bytes) -> str:
+def checksum(kv: memoryview | bytes | DeviceBuffer) -> str:
     """Checksum of KV bytes (XXH3, 64 bits: about memory speed; it guards against faults, not against forgery)."""
+    if isinstance(kv, DeviceBuffer):
+        return kv.checksum()
     return f"xxh3:{xxhash.xxh3_64_hexdigest(kv)}"
 
 
-def describe(base: BaseManifest, task: TaskManifest, tokens: int, kv: memoryview | bytes, transport: str, location: str = "",
+def describe(base: BaseManifest, task: TaskManifest, tokens: int, kv: memoryview | bytes | DeviceBuffer, transport: str, location: str = "",
              dtype: str = "float32") -> Ticket:
     """The ticket of a KV that ``task``'s prefill module computed. dtype: one of `ITEMSIZE`."""
     return Ticket(

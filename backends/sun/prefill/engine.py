@@ -114,6 +114,9 @@ class PrefillEngine:
                 job.kv = job.place if job.place.device == device else torch.empty_like(job.place, device=device)
                 if job.prefix:
                     job.kv[..., : job.done, :] = torch.cat(job.prefix, dim=-2)
+            except ValueError as error:  # it never has room
+                self._drop(job, error)
+                return False
             except Exception as error:
                 number, why = (error.errno, error.strerror) if isinstance(error, OSError) else (errno.ENOMEM, str(error) or type(error).__name__)
                 self._drop(job, OSError(number, f"{NO_ROOM} of {len(job.ids)} tokens ({self.transport.name}): {why}"))
