@@ -29,6 +29,7 @@ from sun.handoff.ticket import Ticket, TicketError, describe, parse
 from sun.handoff.transports import TRANSPORTS, publisher, why_not
 from sun.prefill.engine import PrefillEngine
 from sun.prefill.executors import load
+from sun_client.doctor import Doctor
 from sun_perf.gpu.stand_in import StandIn
 
 from ..conftest import DEVICE
@@ -326,6 +327,13 @@ def test_without_a_gpu_it_is_said_why():
     assert "CUDA" in why_not("cuda_ipc")
     with pytest.raises(RuntimeError, match="transport: cuda_ipc does not work here: torch"):
         publisher("cuda_ipc", device="cuda:0", room=1 << 20)
+
+
+def test_sun_doctor_tells_which_prefill_executors_and_transports_work_here_and_why_not():
+    seen = {finding.check: finding.seen for finding in Doctor(None).prefill()}
+    assert seen["prefill executor torch"] == seen["transport shm"] == "runs here"
+    for check in ("prefill executor cuda", "transport cuda_ipc"):
+        assert seen[check] == "runs here" or ("not here: " in seen[check] and len(seen[check]) > 20)
 
 
 class Library:

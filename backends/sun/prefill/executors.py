@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -13,6 +14,15 @@ from sun.model.manifest import GPU_PREFILL_SCHEMES, TaskManifest
 from sun.prefill.device import DTYPES, DeviceModule
 
 EXECUTORS = ("torch", "onnx", "triton", "cuda")
+
+
+def why_not(executor: str) -> str | None:
+    """What keeps an executor from running here; None if nothing does. `triton` runs in a server that serves the exported module."""
+    if executor == "cuda":
+        return gpu.missing()
+    if executor == "onnx" and importlib.util.find_spec("onnxruntime") is None:
+        return "the onnxruntime package is not installed"
+    return None
 
 
 def load(base_dir: str | Path, task_dir: str | Path, executor: str, scheme: str, device: str | None = None) -> tuple[TaskManifest, Llama | DeviceModule]:
@@ -27,7 +37,7 @@ def load(base_dir: str | Path, task_dir: str | Path, executor: str, scheme: str,
     if scheme not in GPU_PREFILL_SCHEMES:
         raise ValueError(f"scheme: got {scheme!r}, executor cuda has {', '.join(GPU_PREFILL_SCHEMES)}")
     on = torch.device(device or "cuda")
-    reason = gpu.missing() if on.type == "cuda" else None
+    reason = why_not("cuda") if on.type == "cuda" else None
     if reason is None and scheme == "bf16":
         reason = gpu.capability_missing(on, (8, 0))
     if reason:
