@@ -8,8 +8,6 @@ import triton_python_backend_utils as pb_utils
 
 from sun import door
 from sun.events import EventServer
-from sun.handoff.inline import Inline
-from sun.handoff.shm import Shm
 from sun.key import check_key
 from sun.messages import Abort, Admit, Drain, GetStats, Reply, decode_request, encode
 from sun.router.meter import STEPS_S
@@ -63,12 +61,13 @@ class TritonPythonModel:
         # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
         from sun.decode.engine import DecodeEngine
         from sun.decode.executors import load
+        from sun.handoff.transports import pullers
         from sun.model.loading import module_name
 
         device = place.device(settings.executor)
         own = place.folder("weights", settings.weights)
         loaded = load(settings.executor, place.base_dir, settings.scheme, own, settings.kv_tokens, settings.max_batch, settings.threads, device)
-        self.shm, self.meter = Shm(), TritonMeter(METRICS)
+        self.transports, self.meter = pullers(device), TritonMeter(METRICS)
         # glibc keeps the float32 copies that packing went through, 460 MB of them for a low-bit scheme.
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -78,7 +77,7 @@ class TritonPythonModel:
             self.meter.add("sun_decode_batch_tasks", len(record.tasks), worker=place.name)
 
         self.engine = DecodeEngine(
-            loaded.base, loaded.executor, loaded.pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped, loaded.pick,
+            loaded.base, loaded.executor, loaded.pool, self.transports, settings.max_batch, settings.threads, stepped, loaded.pick,
             module_name(loaded.base, settings.scheme, own))
         self.events = EventServer(self.engine.outbox)
 
@@ -114,7 +113,8 @@ class TritonPythonModel:
         """Stop the engine; routers whose sequences still decode find other workers for them."""
         self.events.close()
         self.engine.close()
-        self.shm.close()
+        for transport in self.transports:
+            transport.close()
         self.meter.close()
 
 

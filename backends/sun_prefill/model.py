@@ -8,22 +8,23 @@ import triton_python_backend_utils as pb_utils
 
 from sun import door
 from sun.gently import gently
-from sun.handoff.inline import Inline
-from sun.handoff.shm import LEASE_S, Shm
+from sun.handoff.shm import LEASE_S
 from sun.settings import Place
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
-    """token_budget: most tokens in a pass. threads: CPU threads of a pass. transport: "shm" or "inline".
+    """token_budget: most tokens in a pass. threads: CPU threads of a pass. transport: "shm", "inline", or
+    "cuda_ipc", from one GPU's memory into the same. handoff_tokens: KV of so many tokens has room there, on its way.
 
     cores: the module runs on these alone, such as "0", "1-3" or "0,2"; empty for anywhere. nice: 0 to 19, how far it lets
     others go first on a core that both want.
 
-    scheme: of the linear layers, "fp32" or "int8". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
+    scheme: of the linear layers, "fp32" or "int8"; on a GPU "fp32" or "bf16". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
 
-    executor: what runs a pass: "torch", "onnx" (the task's exported module, here) or "triton" (exported, as the model `kv_<task>`).
+    executor: what runs a pass: "torch", "onnx" (the task's exported module, here), "triton" (exported, as the model `kv_<task>`), or
+    "cuda": torch on the GPU of an instance group of KIND_GPU.
     """
 
     token_budget: int = 512
@@ -34,6 +35,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
+    handoff_tokens: int = 8192
     executor: str = "torch"
 
 
@@ -54,11 +56,11 @@ class TritonPythonModel:
         settings = place.settings(Settings)
         place.run_on(settings.cores, settings.threads, settings.nice)
         task, model = gently(lambda: load(place, settings))
+        from sun.handoff.transports import publisher
         from sun.prefill.engine import PrefillEngine
 
-        if settings.transport not in ("shm", "inline"):
-            raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
-        self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
+        room = model.geometry.kv_bytes(settings.handoff_tokens, model.dtype.itemsize)
+        self.transport = publisher(settings.transport, settings.lease_s, place.device(settings.executor), room)
         self.engine = PrefillEngine(
             model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens, executor(place, settings, task, model))
         # glibc keeps the float32 copies that packing went through.
@@ -78,21 +80,20 @@ class TritonPythonModel:
     def finalize(self):
         """Finish what is queued; tickets end with this process."""
         self.engine.close()
-        if isinstance(self.transport, Shm):
-            self.transport.close()
+        self.transport.close()
 
 
 def load(place: Place, settings: Settings):
     """The task's manifest and module, and with them torch, which takes seconds; Triton imports this file once more only to complete the configuration."""
     import sun.prefill.engine  # noqa: F401
-    from sun.model.loading import load_prefill
+    from sun.prefill import executors
 
-    return load_prefill(place.base_dir, place.version_dir, settings.scheme)
+    return executors.load(place.base_dir, place.version_dir, settings.executor, settings.scheme, place.device(settings.executor))
 
 
 def executor(place: Place, settings: Settings, task, model):
-    """The executor that the parameter names; None for torch's own, which needs nothing."""
-    if settings.executor == "torch":
+    """The executor that the parameter names; None for torch's own, on the CPU or where the module lies."""
+    if settings.executor in ("torch", "cuda"):
         return None
     if settings.scheme != "fp32":
         raise ValueError(f"config.pbtxt of {place.name}: parameters: scheme {settings.scheme} runs in torch, and executor is {settings.executor!r}")
@@ -108,7 +109,6 @@ def executor(place: Place, settings: Settings, task, model):
         case "triton":
             name = kv_model(task.name)
             return PaddedExecutor(ExportedModel(name), place.repository / name / "1", model.base, task)
-    raise ValueError(f"config.pbtxt of {place.name}: parameters: executor is {settings.executor!r}, expected torch, onnx or triton")
 
 
 def answer(sender, future) -> None:

@@ -5,6 +5,7 @@ import json
 import msgspec
 
 from sun import door
+from sun.handoff.cuda_ipc import CudaIpc
 from sun.handoff.shm import Shm
 from sun.model.manifest import BaseManifest
 from sun.router import journal
@@ -88,7 +89,7 @@ class TritonPythonModel:
         self.reports = Reports([sink for sink in sinks if sink is not None], self.meter, settings.log_prompts)
         self.router = Router(
             BlsFleet(), workers, TaskRegistry(place.repository), PromptFormat.load(place.base_dir, base.prompt),
-            make_policy(settings.policy, settings.owners, workers, settings.pack_batch), [self.shm], limits, self.meter,
+            make_policy(settings.policy, settings.owners, workers, settings.pack_batch), [self.shm, CudaIpc(self.shm)], limits, self.meter,
             keys, self.reports.note)
 
     def execute(self, requests):

@@ -36,7 +36,7 @@ class Doctor:
     @property
     def checks(self) -> list[Callable[[], Iterator[Finding]]]:
         """All checks, in the order of what needs what."""
-        return [self.python, self.triton, self.base, self.tasks, self.shared_memory, self.memory, self.listening, self.processor, self.formats, self.exports, self.gpu]
+        return [self.python, self.triton, self.base, self.tasks, self.shared_memory, self.memory, self.listening, self.processor, self.formats, self.prefill, self.exports, self.gpu]
 
     def run(self) -> Iterator[Finding]:
         """Findings as they come; a check that fails itself is one."""
@@ -155,6 +155,16 @@ class Doctor:
                     yield Finding(f"{executor} format {scheme}", "warning" if executor == "cpu" else "ok", f"does not run here: {missing}", "use another scheme")
                 else:
                     yield Finding(f"{executor} format {scheme}", "ok", "runs here")
+
+    def prefill(self) -> Iterator[Finding]:
+        """Which prefill executors run here, and which ways KV has to a decode worker."""
+        from sun.handoff import transports
+        from sun.prefill import executors
+
+        for kind, names, why_not in (("prefill executor", executors.EXECUTORS, executors.why_not), ("transport", transports.TRANSPORTS, transports.why_not)):
+            for name in names:
+                reason = why_not(name)
+                yield Finding(f"{kind} {name}", "ok", f"not here: {reason}" if reason else "runs here")
 
     def exports(self) -> Iterator[Finding]:
         """What `sun export` makes here; none of it is needed to serve."""

@@ -36,6 +36,9 @@ def test_a_smoke_run_checks_and_times_every_part(tmp_path: Path):
     assert all(check["passed"] for check in made["checks"])
     assert [(row["scheme"], row["batch"]) for scheme in ("bf16", "int4") for row in made[f"steps_{scheme}"]] == [("bf16", 2), ("int4", 2)]
     assert [(row["system"], row["scheme"]) for row in made["systems"]] == [("sun", "bf16"), ("qsun", "int4"), ("conventional", "bf16")]
+    assert [(row["tokens"], row["dtype"]) for row in made["handoff"]] == [(4, "float32"), (4, "bfloat16")]
+    assert [(row["tokens"], row["same"]) for row in made["handoff_ipc"]] == [(4, True)] and [row["tokens"] for row in made["prefill"]] == [9]
+    assert sum("prefill" in check["check"] for check in made["checks"]) == 4
     assert "its times mean nothing" in done.stdout and "A decode step" in done.stdout
 
 

@@ -238,7 +238,7 @@ def test_a_kv_that_is_gone_fails_its_sequence_only(bench, plain, tmp_path):
 
 @pytest.mark.parametrize(("fields", "task", "name"), [
     ({"version": 2}, "plain", "version"), ({"base_digest": "sha256:other"}, "plain", "base_digest"),
-    ({"dtype": "bfloat16"}, "plain", "dtype"),
+    ({"dtype": "float16"}, "plain", "dtype"),
     ({"tokens": 4}, "plain", "tokens"), ({"tokens": 6}, "plain", "tokens"), ({"task": "lora"}, "plain", "task"), ({}, "lora", "task"),
     ({"geometry": {"layers": 3, "kv_heads": 2, "head_dim": 12, "rope": {"kind": "default", "inv_freq": []}}}, "plain", "geometry"),
     ({"transport": "pigeon"}, "plain", "transport"), ({"checksum": 5}, "plain", "checksum"),

@@ -102,3 +102,11 @@ def test_a_pool_that_does_not_fit_into_memory_is_refused_saying_what_would(monke
 def test_a_pool_of_nothing_is_refused_by_name(budget):
     with pytest.raises(ValueError, match=f"^kv_tokens: must be 1 or more, got {budget}"):
         KVPool(GEOMETRY, budget)
+
+
+def test_a_pool_takes_kv_of_either_format_widened():
+    it, kv = pool(), torch.randn(GEOMETRY.layers, 2, GEOMETRY.kv_heads, 7, GEOMETRY.head_dim)
+    for sent in (kv, kv.bfloat16()):
+        slot = it.take(7)
+        it.fill(slot, sent)
+        assert it.view(slot, 7).dtype is torch.float32 and torch.equal(it.view(slot, 7), sent.float())

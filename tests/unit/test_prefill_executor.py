@@ -36,6 +36,7 @@ class Whole:
     """Torch, but for prompts that begin at their first token."""
 
     continues, max_tokens = False, 100
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, inner: TorchExecutor):
         self.inner, self.sizes = inner, []

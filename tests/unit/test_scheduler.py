@@ -45,7 +45,7 @@ class AnyEvents(RuleBasedStateMachine):
     @rule()
     def place(self):
         active = len(self.it.placed) + len(self.it.running)
-        fits = bool(self.line) and active < MAX_BATCH and any(gap.size >= self.line[0].need for gap in self.it.pool._free)
+        fits = bool(self.line) and active < MAX_BATCH and any(gap.size >= self.line[0].need for gap in self.it.pool._slots.gaps)
         placed = self.it.place()
         assert placed is (self.line.pop(0) if fits else None), "not the first in line"
         if placed:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sun.handoff.kv import kv_tensor, verified_kv
-from sun.handoff.ticket import MAX_TICKET_BYTES, TICKET_VERSION, Ticket, TicketError, check_fits, checksum, describe, parse
+from sun.handoff.kv import DTYPES, kv_tensor, verified_kv
+from sun.handoff.ticket import ITEMSIZE, MAX_TICKET_BYTES, TICKET_VERSION, Ticket, TicketError, check_fits, checksum, describe, parse
 from sun.model.manifest import BaseManifest, Geometry, Rope, TaskManifest
 from sun.text.prompt import PromptSettings
 
@@ -44,7 +44,7 @@ texts = st.text(max_size=20)
 ropes = st.builds(Rope, texts, st.lists(st.floats(0, 1), max_size=4), st.floats(0.1, 10))
 geometries = st.builds(Geometry, st.integers(), st.integers(), st.integers(), ropes)
 tickets = st.builds(
-    Ticket, version=st.just(TICKET_VERSION), base_digest=texts, geometry=geometries, dtype=st.just("float32"), tokens=st.integers(0, 2**62),
+    Ticket, version=st.just(TICKET_VERSION), base_digest=texts, geometry=geometries, dtype=st.sampled_from(list(ITEMSIZE)), tokens=st.integers(0, 2**62),
     task=texts, weights_digest=texts, checksum=texts, transport=texts, location=texts)
 
 
@@ -61,7 +61,7 @@ def test_a_ticket_survives_json(ticket):
     ("geometry", Geometry(2, 2, 4, Rope("linear", [1.0, 0.1]))),
     ("geometry", Geometry(2, 2, 4, Rope("default", [1.0, 0.1000001]))),
     ("geometry", Geometry(2, 2, 4, Rope("default", [1.0, 0.1], 1.1))),
-    ("dtype", "bfloat16"),
+    ("dtype", "float16"),
     ("task", "b"),
     ("tokens", TOKENS - 1),
     ("tokens", TOKENS + 1),
@@ -140,6 +140,28 @@ def test_verified_kv_has_the_described_layout():
     values = torch.randn(2, 2, 2, TOKENS, 4)
     kv = values.numpy().tobytes()
     assert torch.equal(verified_kv(describe(BASE, TASK, TOKENS, kv, "inline"), memoryview(kv)), values)
+
+
+@given(st.sampled_from(list(ITEMSIZE)), st.integers(0, 9), st.randoms(use_true_random=False))
+def test_kv_of_every_format_comes_back_as_it_was_and_a_decode_module_takes_it(dtype, tokens, random):
+    kv = random.randbytes(GEOMETRY.kv_bytes(tokens, ITEMSIZE[dtype]))
+    ticket = parse(msgspec.json.encode(describe(BASE, TASK, tokens, kv, "inline", dtype=dtype)))
+    check_fits(ticket, BASE, "a", tokens + 1)
+    got = verified_kv(ticket, memoryview(kv))
+    assert got.dtype is DTYPES[dtype] and got.shape == (2, 2, 2, tokens, 4) and got.view(torch.uint8).numpy().tobytes() == kv
+
+
+def test_a_ticket_as_it_was_before_there_was_a_second_format_is_still_read():
+    old = (b'{"version":1,"base_digest":"sha256:base","geometry":{"layers":2,"kv_heads":2,"head_dim":4,"rope":{"kind":"default",'
+           b'"inv_freq":[1.0,0.1],"scale":1.0}},"dtype":"float32","tokens":5,"task":"a","weights_digest":"sha256:w",'
+           b'"checksum":"%s","transport":"inline","location":""}' % checksum(KV).encode())
+    assert parse(old) == TICKET and verified_kv(parse(old), memoryview(KV)).dtype is torch.float32
+
+
+@pytest.mark.parametrize("dtype", [d for d in ITEMSIZE if d != "float32"])
+def test_kv_of_another_format_than_the_ticket_names_is_refused(dtype):
+    with pytest.raises(TicketError, match=r"^ticket\.tokens: "):
+        verified_kv(changed(dtype=dtype), memoryview(KV))
 
 
 def test_the_kv_of_no_tokens_is_empty_and_verified():

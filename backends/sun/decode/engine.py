@@ -167,7 +167,7 @@ class DecodeEngine:
         """Copy a placed sequence's KV into its slot; returns what went wrong."""
         ticket = sequence.ticket
         try:
-            with self.transports[ticket.transport].pull(ticket, sequence.shipment) as buffer:
+            with self.pool.beside(), self.transports[ticket.transport].pull(ticket, sequence.shipment) as buffer:
                 self.pool.fill(sequence.slot, verified_kv(ticket, buffer))
         except Exception as error:  # this sequence fails; the worker goes on
             return f"{type(error).__name__}: {error}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sun import gpu
 from sun.decode.executor import REPLAY_ROWS, Executor
 from sun.decode.kv_pool import KVPool
 from sun.decode.sampling import Choice
@@ -35,11 +36,7 @@ def why_not(executor: str) -> str | None:
     """What keeps an executor from running here; None if nothing does."""
     if executor == "cpu":
         return None
-    if not torch.backends.cuda.is_built():
-        return f"torch {torch.__version__} is built without CUDA"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
-    return None if importlib.util.find_spec("triton") else "the triton package is not installed"
+    return gpu.missing() or (None if importlib.util.find_spec("triton") else "the triton package is not installed")
 
 
 def formats(executor: str) -> dict[str, str | None]:

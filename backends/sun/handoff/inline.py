@@ -45,3 +45,6 @@ class Inline:
 
     def release(self, ticket: Ticket) -> None:
         """Nothing to free."""
+
+    def close(self) -> None:
+        """Nothing to end."""

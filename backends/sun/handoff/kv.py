@@ -7,20 +7,29 @@ import warnings
 import torch
 from torch import Tensor
 
+from sun.handoff.device import DeviceBuffer
 from sun.handoff.ticket import Ticket, TicketError, checksum
+from sun.handoff.transport import Buffer
 
 
-def kv_tensor(buffer: memoryview, shape: tuple[int, ...]) -> Tensor:
-    """float32 tensor of ``shape`` over the bytes of ``buffer``, without a copy."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""A ticket's dtypes as torch has them."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def kv_tensor(buffer: Buffer, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Tensor of ``shape`` over the bytes of ``buffer``, without a copy."""
     if not buffer.nbytes:
-        return torch.empty(shape, dtype=torch.float32)
+        return torch.empty(shape, dtype=dtype)
+    if isinstance(buffer, DeviceBuffer):
+        return buffer.tensor().view(dtype).view(shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a read-only buffer is fine: nobody writes to a pulled KV
-        return torch.frombuffer(buffer, dtype=torch.float32).view(shape)
+        return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
 
-def verified_kv(ticket: Ticket, buffer: memoryview) -> Tensor:
-    """K and V [layers, 2, kv_heads, tokens, head_dim] if ``buffer`` is, by size and checksum, what the ticket describes.
+def verified_kv(ticket: Ticket, buffer: Buffer) -> Tensor:
+    """K and V [layers, 2, kv_heads, tokens, head_dim] in the ticket's dtype if ``buffer`` is, by size and checksum, what the ticket describes.
 
     Raises TicketError naming the field otherwise.
     """
@@ -30,4 +39,4 @@ def verified_kv(ticket: Ticket, buffer: memoryview) -> Tensor:
     if got != ticket.checksum:
         raise TicketError(f"ticket.checksum: says {ticket.checksum}, the KV's is {got}")
     geometry = ticket.geometry
-    return kv_tensor(buffer, (geometry.layers, 2, geometry.kv_heads, ticket.tokens, geometry.head_dim))
+    return kv_tensor(buffer, (geometry.layers, 2, geometry.kv_heads, ticket.tokens, geometry.head_dim), DTYPES[ticket.dtype])

@@ -134,6 +134,7 @@ class Shm:
             if fresh and folder.name.startswith(".new-"):  # its maker is about to lock it
                 return False
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(folder / LOCK)  # first, so that nobody takes this lock for a living owner's
             shutil.rmtree(folder, ignore_errors=True)
             return True
         except BlockingIOError:
@@ -163,13 +164,35 @@ class Shm:
             raise TicketError(f"ticket.location: {ticket.location!r} is not a shared-memory location")
         return self.root / ticket.location
 
+    def lives(self, owner: str) -> bool:
+        """Whether the publisher of this name does: it holds a lock."""
+        try:
+            fd = os.open(self.root / owner / LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return os.fstat(fd).st_nlink > 0
+        finally:
+            os.close(fd)
+
+    def gone(self, ticket: Ticket) -> TicketError:
+        """The error for a ticket whose file is no longer there."""
+        return TicketError(f"ticket.location: {ticket.location} is gone (released, or its lease of {self.lease_s:g} s ended)")
+
+    def open(self, ticket: Ticket) -> int:
+        """A descriptor of the ticket's file, to read. Raises TicketError if it is gone."""
+        try:
+            return os.open(self._path(ticket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self.gone(ticket) from None
+
     @contextmanager
     def pull(self, ticket: Ticket, shipment: list[bytes]) -> Iterator[memoryview]:
         """The file's bytes, mapped."""
-        try:
-            fd = os.open(self._path(ticket), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise TicketError(f"ticket.location: {ticket.location} is gone (released, or its lease of {self.lease_s:g} s ended)") from None
+        fd = self.open(ticket)
         try:
             size = os.fstat(fd).st_size
             mapped = mmap.mmap(fd, size, prot=mmap.PROT_READ) if size else None

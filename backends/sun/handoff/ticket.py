@@ -5,10 +5,12 @@ from __future__ import annotations
 import msgspec
 import xxhash
 
+from sun.handoff.device import DeviceBuffer
 from sun.model.manifest import BaseManifest, Geometry, TaskManifest
 
 TICKET_VERSION = 1
-ITEMSIZE = {"float32": 4}
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number, by the names of the formats that K and V may come in; every decode module takes all of them."""
 MAX_TICKET_BYTES = 1 << 20
 
 
@@ -19,7 +21,8 @@ class TicketError(ValueError):
 class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Describes K and V of ``tokens`` prompt tokens, laid out as [layers, 2, kv_heads, tokens, head_dim], keys after RoPE.
 
-    checksum: "xxh3:<hex>" of the KV's bytes. transport and location: how to get them ("shm", "inline").
+    checksum: "xxh3:<hex>" of the KV's bytes, "sum64:<hex>" of those that lie on a device (see `sun.handoff.device`).
+    transport and location: how to get them ("shm", "inline", "cuda_ipc").
     """
 
     version: int
@@ -39,15 +42,18 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.geometry.kv_bytes(self.tokens, ITEMSIZE[self.dtype])
 
 
-def checksum(kv: memoryview | bytes) -> str:
+def checksum(kv: memoryview | bytes | DeviceBuffer) -> str:
     """Checksum of KV bytes (XXH3, 64 bits: about memory speed; it guards against faults, not against forgery)."""
+    if isinstance(kv, DeviceBuffer):
+        return kv.checksum()
     return f"xxh3:{xxhash.xxh3_64_hexdigest(kv)}"
 
 
-def describe(base: BaseManifest, task: TaskManifest, tokens: int, kv: memoryview | bytes, transport: str, location: str = "") -> Ticket:
-    """The ticket of a float32 KV that ``task``'s prefill module computed."""
+def describe(base: BaseManifest, task: TaskManifest, tokens: int, kv: memoryview | bytes | DeviceBuffer, transport: str, location: str = "",
+             dtype: str = "float32") -> Ticket:
+    """The ticket of a KV that ``task``'s prefill module computed. dtype: one of `ITEMSIZE`."""
     return Ticket(
-        version=TICKET_VERSION, base_digest=base.digest, geometry=base.geometry, dtype="float32", tokens=tokens,
+        version=TICKET_VERSION, base_digest=base.digest, geometry=base.geometry, dtype=dtype, tokens=tokens,
         task=task.name, weights_digest=task.weights_digest, checksum=checksum(kv), transport=transport, location=location)
 
 
@@ -62,8 +68,7 @@ def parse(data: bytes) -> Ticket:
         ticket = msgspec.json.decode(data, type=Ticket)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TicketError(f"ticket: {error}") from error
-    if ticket.dtype not in ITEMSIZE:
-        raise TicketError(f"ticket.dtype: got {ticket.dtype!r}, expected one of {', '.join(ITEMSIZE)}")
+    _check_dtype(ticket)
     if ticket.tokens < 0:
         raise TicketError(f"ticket.tokens: got {ticket.tokens}, must be 0 or more")
     return ticket
@@ -71,10 +76,14 @@ def parse(data: bytes) -> Ticket:
 
 def check_fits(ticket: Ticket, base: BaseManifest, task: str, prompt_tokens: int) -> None:
     """Raise TicketError unless a decode module of ``base`` may continue a prompt of ``prompt_tokens`` tokens from it."""
-    expected = {
-        "base_digest": base.digest, "geometry": base.geometry, "dtype": "float32", "task": task, "tokens": prompt_tokens - 1,
-    }
+    _check_dtype(ticket)
+    expected = {"base_digest": base.digest, "geometry": base.geometry, "task": task, "tokens": prompt_tokens - 1}
     for field, value in expected.items():
         got = getattr(ticket, field)
         if got != value:
             raise TicketError(f"ticket.{field}: got {got!r}, this decode module needs {value!r}")
+
+
+def _check_dtype(ticket: Ticket) -> None:
+    if ticket.dtype not in ITEMSIZE:
+        raise TicketError(f"ticket.dtype: got {ticket.dtype!r}, expected one of {', '.join(ITEMSIZE)}")

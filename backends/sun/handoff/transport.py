@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from sun.handoff.device import DeviceBuffer
 from sun.handoff.ticket import Ticket
 
-Describe = Callable[[memoryview, str, str], Ticket]
+Buffer = memoryview | DeviceBuffer
+Describe = Callable[[Buffer, str, str], Ticket]
 """describe(kv bytes, transport, location) -> the ticket to ship."""
 NO_ROOM = "no room for the KV"
 """How the error of a prefill begins that found no room to publish into; another time it may."""
@@ -21,7 +23,7 @@ NO_ROOM = "no room for the KV"
 class Publication(Protocol):
     """Room for one prompt's KV that a prefill writes into; then `ship` it or `drop` it."""
 
-    buffer: memoryview
+    buffer: Buffer
 
     def ship(self, describe: Describe) -> list[bytes]:
         """Seal the KV and return the shipment."""
@@ -36,9 +38,9 @@ class Transport(Protocol):
     name: str
 
     def reserve(self, nbytes: int) -> Publication:
-        """Room for ``nbytes`` of KV; raises OSError (ENOSPC) if there is none."""
+        """Room for ``nbytes`` of KV; raises OSError (ENOSPC) if there is none now, ValueError if there never is."""
 
-    def pull(self, ticket: Ticket, shipment: list[bytes]) -> AbstractContextManager[memoryview]:
+    def pull(self, ticket: Ticket, shipment: list[bytes]) -> AbstractContextManager[Buffer]:
         """The KV's bytes, unverified, valid inside the context. Raises TicketError if they are gone."""
 
     def renew(self, ticket: Ticket) -> None:
@@ -46,3 +48,6 @@ class Transport(Protocol):
 
     def release(self, ticket: Ticket) -> None:
         """Free the KV; releasing twice is harmless."""
+
+    def close(self) -> None:
+        """End what this process publishes, and what it holds of others."""

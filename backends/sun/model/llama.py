@@ -68,6 +68,8 @@ class Llama:
     scheme: what `tensors` went through (see `sun.model.quantise`); some round a layer's inputs, too.
     """
 
+    device, dtype = torch.device("cpu"), torch.float32
+
     def __init__(self, base: BaseManifest, tensors: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor]] | None = None,
                  scheme: str = FULL):
         self.base, self.scheme = base, scheme

@@ -10,7 +10,9 @@ from sun.readable import readable_json
 from sun.text.prompt import PromptSettings
 
 PREFILL_SCHEMES = ("fp32", "int8")
-"""Number formats that a prefill module can run in."""
+"""Number formats that a prefill module can run in on the CPU."""
+GPU_PREFILL_SCHEMES = ("fp32", "bf16")
+"""And on a GPU."""
 BASE_FILE = "sun_base.json"
 TASK_FILE = "task.json"
 
@@ -88,7 +90,7 @@ class TaskManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return msgspec.json.decode((Path(task_dir) / TASK_FILE).read_bytes(), type=cls)
 
     def run_as(self, scheme: str) -> TaskManifest:
-        """The manifest as the prefill module's tickets carry it if it runs in ``scheme``, one of `PREFILL_SCHEMES`.
+        """The manifest as the prefill module's tickets carry it if it runs in ``scheme``, one of `PREFILL_SCHEMES` or `GPU_PREFILL_SCHEMES`.
 
         Rounded weights make another KV than these: they have a digest of their own, "int8:sha256:...".
         """
@@ -96,7 +98,7 @@ class TaskManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def made(self, digest: str) -> bool:
         """Whether a ticket with this digest is of these weights, in whichever format its prefill module ran them."""
-        return any(digest == self.run_as(scheme).weights_digest for scheme in PREFILL_SCHEMES)
+        return any(digest == self.run_as(scheme).weights_digest for scheme in (*PREFILL_SCHEMES, *GPU_PREFILL_SCHEMES))
 
 
 def write_manifest(directory: str | Path, manifest: BaseManifest | TaskManifest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,6 +66,21 @@ class Linear:
             return y
         down, up = self.lora
         return y + F.linear(F.linear(x, down), up)
+
+
+def joined(linears: Sequence[Linear], device: torch.device) -> Linear:
+    """Linear layers of one input as one on ``device``, in float32, their adapters merged into it there."""
+    weights = []
+    for linear in linears:
+        weight = linear.weight.to(device)
+        if linear.lora is not None:
+            down, up = (half.to(device) for half in linear.lora)
+            weight = weight + up @ down
+        weights.append(weight)
+    bias = None
+    if any(linear.bias is not None for linear in linears):
+        bias = torch.cat([torch.zeros(len(each.weight)) if each.bias is None else each.bias for each in linears]).to(device)
+    return Linear(torch.cat(weights), bias)
 
 
 def load_lora(directory: str | Path) -> dict[str, tuple[Tensor, Tensor]]:

@@ -9,12 +9,13 @@ from concurrent.futures import Future
 
 import torch
 
-from sun.handoff.kv import kv_tensor
+from sun.handoff.kv import NAMES, kv_tensor
 from sun.handoff.ticket import describe
 from sun.handoff.transport import NO_ROOM, Transport
 from sun.model.llama import Llama
 from sun.model.manifest import TaskManifest
 from sun.model.quantise import FULL
+from sun.prefill.device import DeviceModule
 from sun.prefill.executor import Executor, TorchExecutor
 from sun.prefill.jobs import Chunk, Job, plan, plan_whole
 from sun.prefill.prefix_cache import BLOCK, PrefixCache
@@ -28,9 +29,9 @@ class PrefillEngine:
     executor: what runs a pass in place of torch. One that does not continue gets whole prompts, and the cache stays empty.
     """
 
-    def __init__(self, model: Llama, task: TaskManifest, transport: Transport, token_budget: int = 512, threads: int | None = None,
+    def __init__(self, model: Llama | DeviceModule, task: TaskManifest, transport: Transport, token_budget: int = 512, threads: int | None = None,
                  prefix_tokens: int = 0, executor: Executor | None = None):
-        if executor is None and model.scheme != FULL:
+        if executor is None and isinstance(model, Llama) and model.scheme != FULL:
             from sun.prefill.integer import pack_linears  # here, because numba takes memory that a float32 module has no use for
 
             pack_linears(model)
@@ -106,12 +107,16 @@ class PrefillEngine:
     def _reserve(self, job: Job) -> bool:
         """Make room for a prompt's KV when its first chunk comes up; a prompt without room fails alone."""
         if job.publication is None:
-            geometry = self.model.geometry
+            geometry, dtype, device = self.model.geometry, self.executor.dtype, self.executor.device
             try:
-                job.publication = self.transport.reserve(geometry.kv_bytes(len(job.ids), 4))
-                job.kv = kv_tensor(job.publication.buffer, (geometry.layers, 2, geometry.kv_heads, len(job.ids), geometry.head_dim))
+                job.publication = self.transport.reserve(geometry.kv_bytes(len(job.ids), dtype.itemsize))
+                job.place = kv_tensor(job.publication.buffer, (geometry.layers, 2, geometry.kv_heads, len(job.ids), geometry.head_dim), dtype)
+                job.kv = job.place if job.place.device == device else torch.empty_like(job.place, device=device)
                 if job.prefix:
                     job.kv[..., : job.done, :] = torch.cat(job.prefix, dim=-2)
+            except ValueError as error:  # it never has room
+                self._drop(job, error)
+                return False
             except Exception as error:
                 number, why = (error.errno, error.strerror) if isinstance(error, OSError) else (errno.ENOMEM, str(error) or type(error).__name__)
                 self._drop(job, OSError(number, f"{NO_ROOM} of {len(job.ids)} tokens ({self.transport.name}): {why}"))
@@ -121,10 +126,13 @@ class PrefillEngine:
 
     def _ship(self, job: Job) -> None:
         assert job.publication is not None
-        kv, job.kv = job.kv, torch.empty(0)
+        kv, place = job.kv, job.place
+        job.kv = job.place = torch.empty(0)
         try:
-            shipment = job.publication.ship(
-                lambda kv, transport, location: describe(self.model.base, self.task, len(job.ids), kv, transport, location))
+            if place is not kv:
+                place.copy_(kv)
+            shipment = job.publication.ship(lambda kv, transport, location: describe(
+                self.model.base, self.task, len(job.ids), kv, transport, location, NAMES[self.executor.dtype]))
         except Exception as error:
             return self._drop(job, error)
         self._leave(job)
@@ -136,7 +144,7 @@ class PrefillEngine:
 
     def _drop(self, job: Job, error: Exception) -> None:
         self._leave(job)
-        job.kv = torch.empty(0)
+        job.kv = job.place = torch.empty(0)
         if job.publication is not None:
             job.publication.drop()
         job.future.set_exception(error)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sun.model.llama import Llama
+from sun.prefill.device import DeviceModule
 from sun.prefill.jobs import Chunk
 
 
@@ -17,28 +18,36 @@ class Executor(Protocol):
 
     continues: whether it can go on behind K and V that are there. If not, it gets whole prompts only: long ones are not cut into
     chunks, and no beginnings are kept. max_tokens: the longest prompt that it runs; 0 is as long as the base's context.
+    device, dtype: of the ``kv`` that it writes to.
     """
 
     continues: bool
     max_tokens: int
+    device: torch.device
+    dtype: torch.dtype
 
     def run(self, chunks: list[Chunk]) -> None:
         """Write K and V of each chunk's tokens, of which there is at least one, to their place in its job's ``kv``."""
 
 
 class TorchExecutor:
-    """Plain torch in float32 on the CPU: weights memory-mapped and shared with every process on the host. All chunks run as one."""
+    """Plain torch: in float32 on the CPU, with weights memory-mapped and shared with every process on the host, or on a GPU. All chunks run as one.
+
+    On a GPU a run returns before it is done: what reads its K and V does so in the same stream, or waits for that.
+    """
 
     continues = True
     max_tokens = 0
 
-    def __init__(self, model: Llama):
-        self.model = model
+    def __init__(self, model: Llama | DeviceModule):
+        self.model, self.device, self.dtype = model, model.device, model.dtype
+        # Of the kernels that take a mask there, or float32, none takes query heads that share a K and V head.
+        self.widens = model.device.type == "cuda"
 
     def run(self, chunks: list[Chunk]) -> None:
         """See `Executor.run`."""
-        ids = torch.cat([c.ids for c in chunks])
-        positions = torch.cat([torch.arange(c.job.done, c.until) for c in chunks])
+        ids = torch.cat([c.ids for c in chunks]).to(self.device)
+        positions = torch.cat([torch.arange(c.job.done, c.until) for c in chunks]).to(self.device)
         sizes = [c.size for c in chunks]
 
         def keep(layer: int, k: Tensor, v: Tensor) -> None:
@@ -51,19 +60,22 @@ class TorchExecutor:
             keep(layer, k, v)
             rows = []
             for chunk, chunk_q, mask in zip(chunks, q.split(sizes), masks, strict=True):
-                keys, values = chunk.job.kv[layer, :, :, : chunk.until].unbind(0)
+                kv = chunk.job.kv[layer, :, :, : chunk.until]
+                if self.widens:
+                    kv = kv.repeat_interleave(q.shape[1] // kv.shape[1], dim=1)
+                keys, values = kv.unbind(0)
                 out = F.scaled_dot_product_attention(
                     chunk_q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0),
-                    attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+                    attn_mask=mask, is_causal=mask is None, enable_gqa=not self.widens)
                 rows.append(out.squeeze(0).transpose(0, 1).flatten(1))
             return torch.cat(rows)
 
-        masks = [self._mask(c) for c in chunks]
+        masks = [self._mask(c, self.device) for c in chunks]
         self.model.fill(ids, positions, attend, keep)
 
     @staticmethod
-    def _mask(chunk: Chunk) -> Tensor | None:
+    def _mask(chunk: Chunk, device: torch.device) -> Tensor | None:
         """A later chunk sees all before it; a first chunk is plainly causal, which needs no mask."""
         if chunk.job.done == 0:
             return None
-        return torch.arange(chunk.until) <= torch.arange(chunk.job.done, chunk.until).unsqueeze(1)
+        return torch.arange(chunk.until, device=device) <= torch.arange(chunk.job.done, chunk.until, device=device).unsqueeze(1)

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sun.handoff.transport import Publication
+if TYPE_CHECKING:
+    from sun.handoff.transport import Publication
 
 
 @dataclass(eq=False)  # a job is itself alone: comparing tensors of different prompts raises
 class Job:
-    """One prompt on its way: ``done`` of its ``ids`` have their K and V in ``kv``, or the first of them in ``prefix`` until there is one."""
+    """One prompt on its way: ``done`` of its ``ids`` have their K and V in ``kv``, or the first of them in ``prefix`` until there is one.
+
+    place: ``kv`` as it lies where it is published from; ``kv`` itself if the executor can write there.
+    """
 
     ids: Tensor
     future: Future[list[bytes]]
@@ -22,6 +27,7 @@ class Job:
     prefix: list[Tensor] | None = None
     publication: Publication | None = None
     kv: Tensor = field(default_factory=lambda: torch.empty(0))
+    place: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def left(self) -> int:

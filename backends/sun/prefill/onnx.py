@@ -49,6 +49,7 @@ class OnnxExecutor:
 
     continues = False
     max_tokens = 0
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, folder: str | Path, checkpoint: str | Path, base: BaseManifest, task: TaskManifest, threads: int = 1):
         exported = ExportManifest.load(folder)

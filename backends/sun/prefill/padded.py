@@ -35,6 +35,7 @@ class PaddedExecutor:
     """
 
     continues = False
+    device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, compute: Compute, folder: str | Path, base: BaseManifest, task: TaskManifest):
         exported = ExportManifest.load(folder)

@@ -27,7 +27,9 @@ from sun_perf.gpu.checks import checks
 from sun_perf.gpu.clock import Bandwidth
 from sun_perf.gpu.decode_steps import steps
 from sun_perf.gpu.handoff import handoff
+from sun_perf.gpu.ipc import ipc
 from sun_perf.gpu.plan import Plan, for_gpu, smoke
+from sun_perf.gpu.prefill import prefill
 from sun_perf.gpu.systems import systems
 from sun_perf.gpu.table import table
 from sun_perf.gpu.tiles import tiles
@@ -71,7 +73,9 @@ def report(plan: Plan, config: str, out: Path) -> dict:
     part("checks", lambda: list(checks(plan)))
     for scheme in plan.schemes:
         part(f"steps_{scheme}", lambda scheme=scheme: steps(plan, scheme, limits[0]), least_s=20.0)
+    part("prefill", lambda: prefill(plan), least_s=20.0)
     part("handoff", lambda: handoff(plan), least_s=10.0)
+    part("handoff_ipc", lambda: ipc(plan), least_s=20.0)
     part("systems", lambda: systems(plan), least_s=45.0)
     for scheme in ("int4", "int8"):
         if scheme in plan.schemes:
@@ -106,7 +110,8 @@ def main() -> None:
     if out.name != "null":
         write_result(out, made)
     print(table(made))
-    sys.exit(1 if made["failed"] or not all(check["passed"] for check in made.get("checks", [])) else 0)
+    wrong = not all(check["passed"] for check in made.get("checks", [])) or not all(row["same"] for row in made.get("handoff_ipc", []))
+    sys.exit(1 if made["failed"] or wrong else 0)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from sun.model.codes import symmetric
 from sun.model.quantise import FULL, SCHEMES, int4, quantise
 from sun.model.shape import Shape
 from sun_perf.gpu.plan import Plan
+from sun_perf.gpu.prefill import errors
 
 LOGITS = {"fp32": 1e-3, "bf16": 0.03, "int8": 0.05, "int4": 0.05, "fp8": 0.15, "bnb-nf4": 0.05}
 """Largest root mean square error of a small model's logits, as a share of their spread."""
@@ -34,6 +35,8 @@ def checks(plan: Plan) -> Iterator[dict]:
     yield attention(plan)
     for scheme in ("fp32", *plan.schemes):
         yield from steps(plan, scheme)
+    for name, error, limit in errors(plan, small_model(plan.small, FULL)):
+        yield result(name, error, limit)
     yield sampling(plan)
 
 

@@ -10,14 +10,15 @@ from sun_perf.gpu.plan import Plan
 
 
 def handoff(plan: Plan) -> list[dict]:
-    """A row a prompt length: ms and us a token of `KVPool.fill` from ordinary and from page-locked memory (float32 there, bf16 in the pool)."""
+    """A row a prompt length and format: ms and us a token of `KVPool.fill` from ordinary and from page-locked memory (bf16 in the pool)."""
     rows = []
     for tokens in plan.prompts:
         pool = KVPool(plan.shape, tokens, plan.device, torch.bfloat16, spare=1)
-        slot, kv = pool.take(tokens), torch.rand(plan.shape.layers, 2, plan.shape.kv_heads, tokens, plan.shape.head_dim)
-        made = {"tokens": tokens, "mb": round(kv.nbytes / 1e6, 2)}
-        for name, source in (("pageable", kv), ("pinned", kv.pin_memory() if plan.device.type == "cuda" else kv)):
-            ms = median_ms(lambda pool=pool, slot=slot, source=source: pool.fill(slot, source), plan.device, max(1, plan.times // 2))
-            made |= {f"{name}_ms": round(ms, 3), f"{name}_us_per_token": round(ms * 1e3 / tokens, 2), f"{name}_gb_s": round(kv.nbytes / 1e6 / ms, 2)}
-        rows.append(made)
+        slot, wide = pool.take(tokens), torch.rand(plan.shape.layers, 2, plan.shape.kv_heads, tokens, plan.shape.head_dim)
+        for kv in (wide, wide.bfloat16()):
+            made = {"tokens": tokens, "dtype": str(kv.dtype).removeprefix("torch."), "mb": round(kv.nbytes / 1e6, 2)}
+            for name, source in (("pageable", kv), ("pinned", kv.pin_memory() if plan.device.type == "cuda" else kv)):
+                ms = median_ms(lambda pool=pool, slot=slot, source=source: pool.fill(slot, source), plan.device, max(1, plan.times // 2))
+                made |= {f"{name}_ms": round(ms, 3), f"{name}_us_per_token": round(ms * 1e3 / tokens, 2), f"{name}_gb_s": round(kv.nbytes / 1e6 / ms, 2)}
+            rows.append(made)
     return rows

@@ -30,7 +30,13 @@ def lines(made: dict) -> Iterator[str]:
         yield from columns(systems, ("system", "scheme", "tasks", "tpot_ms", "tokens_s", "measured", "weights_gb", "allocated_gb"))
     if rows := made.get("handoff"):
         yield "\nA prompt's KV, from the host into the pool"
-        yield from columns(rows, ("tokens", "mb", "pageable_ms", "pageable_us_per_token", "pageable_gb_s", "pinned_ms", "pinned_us_per_token", "pinned_gb_s"))
+        yield from columns(rows, ("tokens", "dtype", "mb", "pageable_ms", "pageable_us_per_token", "pageable_gb_s", "pinned_ms", "pinned_us_per_token", "pinned_gb_s"))
+    if rows := made.get("handoff_ipc"):
+        yield "\nA prompt's KV, from another process's memory on the GPU into the pool"
+        yield from columns(rows, ("tokens", "mb", "open_ms", "copy_ms", "copy_gb_s", "checksum_ms", "verified_ms", "verified_us_per_token", "same"))
+    if rows := made.get("prefill"):
+        yield "\nA prompt's prefill, in one pass and in chunks"
+        yield from columns(rows, ("scheme", "tokens", "ms", "tokens_s", "tflops", "chunk", "chunked_ms", "chunked_tokens_s"))
     if rows := [row for name, part in made.items() if name.startswith("tiles_") for row in part]:
         yield "\nLow-bit layers, cut in other ways"
         yield from columns(rows, ("scheme", "layer", "rows", "bf16_us", "default_us", "best_us", "best"))

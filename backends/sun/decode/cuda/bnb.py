@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from sun.decode.cuda.formats import capability_missing
+from sun.gpu import capability_missing
 from sun.model.codes import Codes
 
 BLOCK = 64

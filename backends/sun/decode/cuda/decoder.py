@@ -13,7 +13,7 @@ from sun.model.llama import Llama, Rotary
 from sun.model.codes import Codes
 from sun.model.quantise import FULL, HEAD, SCHEMES, codes_for
 from sun.model.shape import Shape
-from sun.model.weights import Linear
+from sun.model.weights import Linear, joined
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,8 @@ def reference(scheme: str) -> str:
 def of_model(model: Llama, scheme: str, dtype: torch.dtype, device: torch.device) -> Decoder:
     """A copy of a model's weights (of ``reference(scheme)``) on ``device``, layer by layer."""
     def group(*linears: Linear, scheme: str = scheme) -> Group:
-        weight = torch.cat([linear.weight.to(device) for linear in linears])
-        bias = None
-        if any(linear.bias is not None for linear in linears):
-            bias = torch.cat([torch.zeros(len(each.weight)) if each.bias is None else each.bias for each in linears]).to(device)
-        return Group(pack(weight, scheme, dtype, linears[0].codes), bias)
+        whole = joined(linears, device)
+        return Group(pack(whole.weight, scheme, dtype, linears[0].codes), whole.bias)
 
     def layer(of) -> DecoderLayer:
         norms = None if of.q_norm is None else torch.stack((of.q_norm, of.k_norm)).to(device)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sun.decode.cuda.linear_kernel import STEP, STEP4, run, tile_for
+from sun.gpu import capability_missing
 from sun.model.codes import FINE, Codes, row_scale
 from sun.model.quantise import GROUP, int4_codes
 
@@ -124,10 +125,3 @@ class Int4:
     def fits(weight: Tensor) -> bool:
         """As `Int8`, with steps of its own."""
         return weight.shape[1] % STEP4 == 0 and weight.numel() < 1 << 31
-
-
-def capability_missing(device: torch.device, least: tuple[int, int]) -> str | None:
-    """Why ``device`` is none of at least this compute capability; the CPU counts as able: Triton's interpreter runs there."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) >= least:
-        return None
-    return f"needs compute capability {least[0]}.{least[1]}, {torch.cuda.get_device_name(device)} has {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sun.decode.cuda.formats import capability_missing
+from sun.gpu import capability_missing
 from sun.model.codes import Codes
 
 LARGEST = 448.0
