@@ -14,6 +14,7 @@ from sun.key import check_key
 from sun.messages import Abort, Admit, Drain, GetStats, Reply, decode_request, encode
 from sun.router.meter import STEPS_S
 from sun.settings import Place
+from sun.watchdog import HANG_S, Watchdog
 from sun_triton.meter import TritonMeter
 
 METRICS = {
@@ -32,6 +33,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     scheme: of the weights: "fp32", or a low-bit one of `sun.model.quantise`. weights: folder of a checkpoint to decode with in
     place of the shared base, as conventional serving does; absolute or from the repository's parent.
     executor: "cpu", or "cuda" on the GPU of an instance group of KIND_GPU.
+    hang_s: seconds that a step may take, or the process stand still, before it ends itself to be loaded anew; see `Watchdog`.
     """
 
     kv_tokens: int = 16384
@@ -41,6 +43,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     scheme: str = "fp32"
     weights: str = ""
     executor: str = "cpu"
+    hang_s: float = HANG_S
 
 
 class TritonPythonModel:
@@ -81,6 +84,7 @@ class TritonPythonModel:
             loaded.base, loaded.executor, loaded.pool, [self.shm, Inline()], settings.max_batch, settings.threads, stepped, loaded.pick,
             module_name(loaded.base, settings.scheme, own))
         self.events = EventServer(self.engine.outbox)
+        self.watchdog = Watchdog(self.engine.progress, settings.hang_s)
 
     def execute(self, requests):
         """Answer at once."""
@@ -116,6 +120,7 @@ class TritonPythonModel:
         self.engine.close()
         self.shm.close()
         self.meter.close()
+        self.watchdog.close()
 
 
 def response(reply: Reply):

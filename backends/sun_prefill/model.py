@@ -11,6 +11,7 @@ from sun.gently import gently
 from sun.handoff.inline import Inline
 from sun.handoff.shm import LEASE_S, Shm
 from sun.settings import Place
+from sun.watchdog import HANG_S, Watchdog
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -23,6 +24,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     lease_s: seconds after which a ticket that nobody renews or releases disappears.
 
+    hang_s: seconds that a pass may take, or the process stand still, before it ends itself to be loaded anew; see `Watchdog`.
+
     executor: what runs a pass: "torch", "onnx" (the task's exported module, here) or "triton" (exported, as the model `kv_<task>`).
     """
 
@@ -34,6 +37,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
+    hang_s: float = HANG_S
     executor: str = "torch"
 
 
@@ -63,6 +67,7 @@ class TritonPythonModel:
             model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens, executor(place, settings, task, model))
         # glibc keeps the float32 copies that packing went through.
         ctypes.CDLL(None).malloc_trim(0)
+        self.watchdog = Watchdog(self.engine.progress, settings.hang_s)
 
     def execute(self, requests):
         """Queue the prompts; each is answered when its KV is published."""
@@ -80,6 +85,7 @@ class TritonPythonModel:
         self.engine.close()
         if isinstance(self.transport, Shm):
             self.transport.close()
+        self.watchdog.close()
 
 
 def load(place: Place, settings: Settings):

@@ -286,3 +286,16 @@ def test_closing_finishes_what_is_queued_and_then_takes_no_more(prefill):
     assert not closing.is_alive() and all(future.done() and future.exception() is None for future in futures)
     with pytest.raises(RuntimeError, match="shutting down"):
         engine.submit([1])
+
+
+def test_its_progress_moves_with_every_pass_and_stands_still_in_one(prefill):
+    engine = prefill(8)
+    assert engine.progress() is None
+    held = Held(engine)
+    future = engine.submit([1] * 20)
+    assert held.began.wait(PATIENCE_S)
+    first = engine.progress()
+    assert first is not None and engine.progress() == first
+    held.go.set()
+    future.result(PATIENCE_S)
+    assert engine.progress() is None and engine._passes == first + 2
