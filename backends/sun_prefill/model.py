@@ -1,6 +1,7 @@
 """Triton model `prefill_<task>`: prompt token ids x1..x(n-1) in, a KV ticket out."""
 
 import ctypes
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -22,7 +23,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     scheme: of the linear layers, "fp32" or "int8". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
-    lease_s: seconds after which a ticket that nobody renews or releases disappears.
+    lease_s: seconds after which a ticket that nobody renews or releases disappears. max_ticket_tokens: of tickets by shm that may be outstanding
+    together, neither released nor expired; 0 for no limit.
 
     hang_s: seconds that a pass may take, or the process stand still, before it ends itself to be loaded anew; see `Watchdog`.
 
@@ -37,6 +39,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     prefix_tokens: int = 512
     transport: str = "shm"
     lease_s: float = LEASE_S
+    max_ticket_tokens: Annotated[int, msgspec.Meta(ge=0)] = 1 << 16
     hang_s: float = HANG_S
     executor: str = "torch"
 
@@ -62,7 +65,8 @@ class TritonPythonModel:
 
         if settings.transport not in ("shm", "inline"):
             raise ValueError(f"config.pbtxt of {place.name}: parameters: transport is {settings.transport!r}, expected shm or inline")
-        self.transport = Shm(publisher=True, lease_s=settings.lease_s) if settings.transport == "shm" else Inline()
+        most = settings.max_ticket_tokens * model.geometry.kv_bytes(1, 4)
+        self.transport = Shm(publisher=True, lease_s=settings.lease_s, most=most) if settings.transport == "shm" else Inline()
         self.engine = PrefillEngine(
             model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens, executor(place, settings, task, model))
         # glibc keeps the float32 copies that packing went through.

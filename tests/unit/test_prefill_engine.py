@@ -299,3 +299,15 @@ def test_its_progress_moves_with_every_pass_and_stands_still_in_one(prefill):
     held.go.set()
     future.result(PATIENCE_S)
     assert engine.progress() is None and engine._passes == first + 2
+
+
+def test_past_what_may_be_outstanding_a_prompt_is_refused_until_tickets_are_released(prefill, tmp_path):
+    shm = Shm(tmp_path / "kv", publisher=True)
+    engine = prefill(transport=shm)
+    shm.most = 2 * engine.model.geometry.kv_bytes(60, 4)
+    tickets = [parse(engine.submit([1] * 60).result(PATIENCE_S)[0]) for _ in range(2)]
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] no room for the KV of 60 tokens \(shm\): max_ticket_tokens: "):
+        engine.submit([1] * 60).result(PATIENCE_S)
+    shm.release(tickets[0])
+    assert parse(engine.submit([1] * 60).result(PATIENCE_S)[0]).tokens == 60
+    shm.close()
