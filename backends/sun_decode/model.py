@@ -8,6 +8,7 @@ import triton_python_backend_utils as pb_utils
 
 from sun import door
 from sun.events import EventServer
+from sun.gently import go_gently
 from sun.handoff.inline import Inline
 from sun.handoff.shm import Shm
 from sun.key import check_key
@@ -121,6 +122,7 @@ class TritonPythonModel:
         self.shm.close()
         self.meter.close()
         self.watchdog.close()
+        go_gently()
 
 
 def response(reply: Reply):

@@ -8,7 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from sun import door
-from sun.gently import gently
+from sun.gently import gently, go_gently
 from sun.handoff.inline import Inline
 from sun.handoff.shm import LEASE_S, Shm
 from sun.settings import Place
@@ -90,6 +90,7 @@ class TritonPythonModel:
         if isinstance(self.transport, Shm):
             self.transport.close()
         self.watchdog.close()
+        go_gently()
 
 
 def load(place: Place, settings: Settings):
