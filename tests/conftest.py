@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 # Torch's own setting holds for the thread that makes it only, and the engines have threads of their own. On a busy machine
 # several threads wait for each other longer than one takes.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Hub look-ups would only cost time: every model here is a local folder.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# KV of this run's servers lies apart from that of others, which run beside it: theirs would look like what a test left behind.
+os.environ["SUN_SHM"] = f"{os.environ.get('SUN_SHM', '/dev/shm/sun-kv')}-test-{secrets.token_hex(8)}"
 # Tables whose cells are not folded; pytest-xdist says 80, and rich keeps what it finds first.
 os.environ["COLUMNS"] = "200"
 
@@ -17,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 WITH_SERVERS = ("tests/server/", "tests/perf/test_bench.py")
-"""Tests that start a tritonserver and look at what lies in shared memory: never two of them at a time."""
+"""Tests that start a tritonserver: never two of them at a time in one run, since they share the run's server, and what its workers hold."""
 
 torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,8 @@
-"""Loading beside those who serve: a new module is imported and read at a low priority, so that decode steps elsewhere come first."""
+"""Coming and going beside those who serve: a new module is imported and read, and an old one's process ends, at a low priority, so that decode steps elsewhere come first."""
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Callable
@@ -30,3 +31,11 @@ def gently(load: Callable[[], T]) -> T:
     thread.start()
     thread.join()
     return result.result()
+
+
+def go_gently() -> None:
+    """For a process that has done its work: the rest of this thread's, Python's own end, gives way, and is short. Python would look through all of
+    torch's objects for garbage, more than a third of a second of CPU, of which nobody has anything: the memory goes with the process.
+    """
+    gc.freeze()
+    os.nice(NICE)

@@ -43,6 +43,10 @@ class LocalFleet:
         """See `Fleet.prefill`."""
         return self.prefills[task].submit(ids).result()
 
+    def present(self, task: str) -> bool:
+        """See `Fleet.present`."""
+        return task in self.prefills
+
     def admit(self, worker: str, admit: Admit, shipment: list[bytes]) -> Ack:
         """See `Fleet.admit`."""
         return self.decodes[worker].admit(admit, shipment)

@@ -8,10 +8,12 @@ import triton_python_backend_utils as pb_utils
 
 from sun import door
 from sun.events import EventServer
+from sun.gently import go_gently
 from sun.key import check_key
 from sun.messages import Abort, Admit, Drain, GetStats, Reply, decode_request, encode
 from sun.router.meter import STEPS_S
 from sun.settings import Place
+from sun.watchdog import HANG_S, Watchdog
 from sun_triton.meter import TritonMeter
 
 METRICS = {
@@ -30,6 +32,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     scheme: of the weights: "fp32", or a low-bit one of `sun.model.quantise`. weights: folder of a checkpoint to decode with in
     place of the shared base, as conventional serving does; absolute or from the repository's parent.
     executor: "cpu", or "cuda" on the GPU of an instance group of KIND_GPU.
+    hang_s: seconds that a step may take, or the process stand still, before it ends itself to be loaded anew; see `Watchdog`.
     """
 
     kv_tokens: int = 16384
@@ -39,6 +42,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     scheme: str = "fp32"
     weights: str = ""
     executor: str = "cpu"
+    hang_s: float = HANG_S
 
 
 class TritonPythonModel:
@@ -80,6 +84,7 @@ class TritonPythonModel:
             loaded.base, loaded.executor, loaded.pool, self.transports, settings.max_batch, settings.threads, stepped, loaded.pick,
             module_name(loaded.base, settings.scheme, own))
         self.events = EventServer(self.engine.outbox)
+        self.watchdog = Watchdog(self.engine.progress, settings.hang_s)
 
     def execute(self, requests):
         """Answer at once."""
@@ -116,6 +121,8 @@ class TritonPythonModel:
         for transport in self.transports:
             transport.close()
         self.meter.close()
+        self.watchdog.close()
+        go_gently()
 
 
 def response(reply: Reply):

@@ -1,15 +1,17 @@
 """Triton model `prefill_<task>`: prompt token ids x1..x(n-1) in, a KV ticket out."""
 
 import ctypes
+from typing import Annotated
 
 import msgspec
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from sun import door
-from sun.gently import gently
+from sun.gently import gently, go_gently
 from sun.handoff.shm import LEASE_S
 from sun.settings import Place
+from sun.watchdog import HANG_S, Watchdog
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -21,7 +23,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     scheme: of the linear layers, "fp32" or "int8"; on a GPU "fp32" or "bf16". prefix_tokens: K and V of so many tokens are kept, for prompts that begin alike; 0 is none.
 
-    lease_s: seconds after which a ticket that nobody renews or releases disappears.
+    lease_s: seconds after which a ticket that nobody renews or releases disappears. max_ticket_tokens: of tickets by shm that may be outstanding
+    together, neither released nor expired; 0 for no limit.
+
+    hang_s: seconds that a pass may take, or the process stand still, before it ends itself to be loaded anew; see `Watchdog`.
 
     executor: what runs a pass: "torch", "onnx" (the task's exported module, here), "triton" (exported, as the model `kv_<task>`), or
     "cuda": torch on the GPU of an instance group of KIND_GPU.
@@ -36,6 +41,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     transport: str = "shm"
     lease_s: float = LEASE_S
     handoff_tokens: int = 8192
+    max_ticket_tokens: Annotated[int, msgspec.Meta(ge=0)] = 1 << 16
+    hang_s: float = HANG_S
     executor: str = "torch"
 
 
@@ -59,12 +66,13 @@ class TritonPythonModel:
         from sun.handoff.transports import publisher
         from sun.prefill.engine import PrefillEngine
 
-        room = model.geometry.kv_bytes(settings.handoff_tokens, model.dtype.itemsize)
-        self.transport = publisher(settings.transport, settings.lease_s, place.device(settings.executor), room)
+        room, most = (model.geometry.kv_bytes(tokens, model.dtype.itemsize) for tokens in (settings.handoff_tokens, settings.max_ticket_tokens))
+        self.transport = publisher(settings.transport, settings.lease_s, place.device(settings.executor), room, most)
         self.engine = PrefillEngine(
             model, task, self.transport, settings.token_budget, settings.threads, settings.prefix_tokens, executor(place, settings, task, model))
         # glibc keeps the float32 copies that packing went through.
         ctypes.CDLL(None).malloc_trim(0)
+        self.watchdog = Watchdog(self.engine.progress, settings.hang_s)
 
     def execute(self, requests):
         """Queue the prompts; each is answered when its KV is published."""
@@ -81,6 +89,8 @@ class TritonPythonModel:
         """Finish what is queued; tickets end with this process."""
         self.engine.close()
         self.transport.close()
+        self.watchdog.close()
+        go_gently()
 
 
 def load(place: Place, settings: Settings):

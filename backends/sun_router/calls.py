@@ -12,7 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from sun import door
 from sun.handoff.transport import NO_ROOM
-from sun.router.errors import Gone, RequestError
+from sun.router.errors import Absent, Gone, RequestError
 from sun.stubs import Stubs
 
 KEPT_S = 10.0
@@ -46,12 +46,12 @@ class Calls:
     def call(self, model: str, tensor, output: str, decoupled: bool = True, timeout: float | None = None) -> Iterator[list[bytes]]:
         """The responses' ``output`` tensors, as their elements. timeout: seconds to wait for each response.
 
-        Raises RequestError for an error response; Gone if the model is not loaded, loses its process meanwhile, or does not answer
-        in time, or so late that Triton has given it up.
+        Raises RequestError for an error response; Absent if the model is not loaded; Gone if it loses its process meanwhile, or does not
+        answer in time, or so late that Triton has given it up.
         """
         pids = self._stubs.pids(model)
         if not pids:
-            raise Gone(f"{model}: has no process")
+            raise Absent(f"{model}: has no process")
         answers: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(model, tensor, output, decoupled, answers), name=f"call-{model}", daemon=True).start()
         answered = False
@@ -104,7 +104,7 @@ class Calls:
         if decoupled:
             self._keep(responses)
         if error is not None and NOT_READY in error.message():
-            raise Gone(f"{model}: {error.message()}")
+            raise Absent(f"{model}: {error.message()}")
         if error is not None and NO_ROOM in error.message():  # its code is lost where the called model is not decoupled (Triton 24.10)
             raise RequestError("UNAVAILABLE", f"{model}: {error.message()}")
         if error is not None:

@@ -31,6 +31,10 @@ class BlsFleet:
         (shipment,) = self._calls.call(f"prefill_{task}", tensor, "ticket", decoupled=False)
         return shipment
 
+    def present(self, task: str) -> bool:
+        """See `Fleet.present`."""
+        return bool(self._stubs.pids(f"prefill_{task}"))
+
     def admit(self, worker: str, admit: Admit, shipment: list[bytes]) -> Ack:
         """See `Fleet.admit`."""
         return self._ask(worker, admit, shipment)

@@ -19,7 +19,8 @@ def group() -> None:
 
 @app.command("replace")
 def replace(
-    scheme: Annotated[str | None, typer.Option(help="Number format: fp32, bf16, int8, int4, nf4, bnb-int8 or bnb-nf4. Default: as it is.", show_default=False)] = None,
+    scheme: Annotated[str | None, typer.Option(
+        help="Number format: fp32, bf16, int8, int4, nf4, bnb-int8 or bnb-nf4; where executor is cuda: fp32, bf16, int8, int4, fp8 or bnb-nf4. Default: as it is.", show_default=False)] = None,
     weights: Annotated[Path | None, typer.Option(
         help="Folder of a checkpoint of the same base. Default: as it is; build/base itself sets it back.", show_default=False)] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that a worker's sequences have to end before they are moved, or fail.")] = 120.0,
@@ -30,16 +31,23 @@ def replace(
     Each worker takes no new sequences, lets those that it has end, and is loaded with the new setting; then the next. A sequence that has begun
     never goes on with another module. If one does not load, it is put back as it was, and the rest stay as they are.
     """
-    from sun.model.quantise import check_scheme
     from sun_client import show
-    from sun_client.config_file import set_parameter
+    from sun_client.config_file import parameter, set_parameter
     from sun_client.control import Control
     from sun_client.replacement import Replacement
     from sun_client.root import Root
 
     place, values = Root.find(root), {}
+    configs = {path.parent.name: path for path in sorted(place.models.glob("decode_*/config.pbtxt"))}
     if scheme is not None:
-        values["scheme"] = check_scheme(scheme)
+        from sun.decode.executors import check
+
+        for worker in configs:
+            try:
+                check(parameter(place.models, worker, "executor") or "cpu", scheme)
+            except ValueError as error:
+                raise ValueError(f"--scheme: {worker}: {error}") from error
+        values["scheme"] = scheme
     if weights is not None:
         if not weights.is_dir():
             raise ValueError(f"--weights: {weights} is not a folder")
@@ -48,7 +56,6 @@ def replace(
         from sun_build.decode_module import check_tasks
 
         check_tasks(place.models, place.base, weights)
-    configs = {path.parent.name: path for path in sorted(place.models.glob("decode_*/config.pbtxt"))}
     controls = list(Control.running(place.path))
     if len(controls) > 1:
         ports = ", ".join(str(control.http_port) for control in controls)

@@ -1,13 +1,16 @@
-"""A server on the repository's own tasks, for a measurement beside whatever else runs: log, control and ports of its own."""
+"""A server on the repository's own tasks, for a measurement beside whatever else runs: log, control, ports and shared memory of its own."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sun.handoff.shm import default_root
 from sun_client.server import Ports, Server, interruptible
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +29,7 @@ def own_server(port: int, changing: bool = False) -> Iterator[Server]:
                 shutil.copytree(ROOT / name, root / name)
             else:
                 (root / name).symlink_to(ROOT / name)
+        os.environ["SUN_SHM"] = f"{default_root()}-{secrets.token_hex(8)}"
         with Server(root, Ports(port, port + 1, port + 2)) as server:
             try:
                 yield server

@@ -9,6 +9,7 @@ from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
 from sun_build.tasks import add_task
 from sun_client.cli import app
+from sun_client.config_file import set_parameter
 from tests.unit import tiny
 
 CONFIG = 'backend: "sun_decode"\n'
@@ -52,6 +53,16 @@ def test_a_module_of_another_base_than_a_tasks_is_refused_naming_both(root, conf
     refused = replace(root, *([] if in_place else ["--weights", tmp_path / "other"]), "--scheme", "int8")
     assert refused.exit_code and other in str(refused.exception) and "task 'plain' was made for base sha256:" in str(refused.exception)
     assert config.read_text() == CONFIG
+
+
+@pytest.mark.parametrize(("executor", "taken", "refused"), [("cpu", "nf4", "fp8"), ("cuda", "fp8", "nf4")])
+def test_a_workers_executor_says_which_schemes_it_takes(root, config, executor, taken, refused):
+    set_parameter(config, "executor", executor)
+    before = config.read_text()
+    done = replace(root, "--scheme", refused)
+    assert done.exit_code and f"--scheme: decode_0: scheme: got '{refused}', executor {executor} has fp32, " in str(done.exception)
+    assert config.read_text() == before
+    assert replace(root, "--scheme", taken).exit_code == 0 and f'"{taken}"' in config.read_text()
 
 
 @pytest.mark.parametrize(("options", "reason"), [(["--scheme", "int3"], "int3"), (["--weights", "/nowhere"], "--weights: /nowhere is not a folder")])

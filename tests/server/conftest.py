@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,14 +42,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def make_root(root: Path, base: Path = REPO / "build" / "base") -> Path:
+def make_root(root: Path, base: Path = REPO / "build" / "base", models: Sequence[str] = OWN_MODELS) -> Path:
     """A repository root like the project's own, with a base, these backends and the models that are committed."""
     if not (base / "sun_base.json").is_file():
         pytest.fail(f"no base model in {base}: run `make setup` first")
     (root / "build").mkdir(parents=True)
     (root / "build" / "base").symlink_to(base)
     (root / "backends").symlink_to(REPO / "backends")
-    for name in OWN_MODELS:
+    for name in models:
         shutil.copytree(REPO / "model_repository" / name, root / "model_repository" / name)
     return root
 

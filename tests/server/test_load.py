@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 
 from sun.handoff.shm import default_root
+from sun_client.shm import REGION, session_files
 from tests.server.conftest import SHIPPED, wait_until
 from tests.server.prompts import PROMPTS
 
@@ -23,9 +23,9 @@ def rss_mb(pid: int) -> float:
     return sum(p.memory_info().rss - p.memory_info().shared for p in processes) / 2**20
 
 
-def shm_files() -> set[str]:
-    """Triton's files in shared memory, and ours: tests without a server, which may run beside this one, have others."""
-    return {str(path) for path in (*Path("/dev/shm").glob("triton*"), *default_root().rglob("*")) if path.is_file()}
+def shm_files(pid: int) -> set[str]:
+    """The server's regions of Triton's in shared memory, and ours: other servers and tests, which may run beside this one, have others."""
+    return {name for name in session_files(pid) if REGION.fullmatch(name)} | {str(path) for path in default_root().rglob("*") if path.is_file()}
 
 
 def one(client, seed: int) -> None:
@@ -49,8 +49,8 @@ def test_two_hundred_mixed_requests_are_answered_and_nothing_grows(client, serve
     with ThreadPoolExecutor(AT_ONCE) as pool:
         list(pool.map(lambda seed: one(client, seed), range(1000, 1000 + WARM_UP)))
         assert wait_until(idle)
-        files, memory = shm_files(), rss_mb(server.pid)
+        files, memory = shm_files(server.pid), rss_mb(server.pid)
         list(pool.map(lambda seed: one(client, seed), range(REQUESTS)))
     assert wait_until(idle)
-    assert not shm_files() - files
+    assert not shm_files(server.pid) - files
     assert rss_mb(server.pid) - memory < RSS_GROWTH_MB

@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="needs the triton package; its interpreter needs no GPU")
 
+from sun.decode.cuda.table import FORMATS
 from sun.decode.engine import DecodeEngine
 from sun.decode.executors import EXECUTORS, formats, load, why_not
 
@@ -36,8 +37,14 @@ def test_sequences_get_the_tokens_that_they_get_from_plain_torch(bench, base_dir
 def test_an_unknown_executor_or_format_is_refused_by_name(base_dir):
     with pytest.raises(ValueError, match="executor: got 'tpu', expected one of cpu, cuda"):
         load("tpu", base_dir, "fp32")
-    with pytest.raises(ValueError, match="scheme: got 'int3', executor cuda has fp32"):
-        load("cuda", base_dir, "int3", device=DEVICE)
+    with pytest.raises(ValueError, match="scheme: got 'nf4', executor cuda has fp32"):
+        load("cuda", base_dir, "nf4", device=DEVICE)
+    with pytest.raises(ValueError, match="scheme: got 'fp8', executor cpu has fp32"):
+        load("cpu", base_dir, "fp8")
+
+
+def test_the_schemes_that_the_cuda_executor_is_said_to_have_are_its_formats():
+    assert EXECUTORS["cuda"] == tuple(FORMATS)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="there is a GPU")
@@ -48,4 +55,4 @@ def test_without_a_gpu_it_is_said_why_there_is_no_cuda_executor(base_dir):
 
 
 def test_all_formats_of_the_cpu_run_here():
-    assert EXECUTORS[0] == "cpu" and not any(formats("cpu").values())
+    assert tuple(formats("cpu")) == EXECUTORS["cpu"] and not any(formats("cpu").values())

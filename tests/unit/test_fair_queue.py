@@ -138,3 +138,15 @@ def test_weights_that_make_no_sense_are_refused(text):
 
 def test_weights_are_read():
     assert parse_weights(" banking=2  bash=0.5 ") == {"banking": 2.0, "bash": 0.5}
+
+
+def test_what_did_not_run_is_put_back_first_in_its_line_and_costs_nothing():
+    queue = FairQueue(Bounds(tokens=40, task_tokens=40))
+    for i in range(4):
+        queue.put("a", 10, i)
+    taken = [queue.pop()[2] for _ in range(2)]
+    queue.put("a", 10, 4), queue.put("a", 10, 5)
+    for item in reversed(taken):  # past the bound, which is for what comes
+        queue.put_back("a", 10, item)
+    assert queue.tokens == 60
+    assert [queue.pop()[2] for _ in range(6)] == [0, 1, 2, 3, 4, 5] and queue.pop() is None and queue.tokens == 0

@@ -286,3 +286,28 @@ def test_closing_finishes_what_is_queued_and_then_takes_no_more(prefill):
     assert not closing.is_alive() and all(future.done() and future.exception() is None for future in futures)
     with pytest.raises(RuntimeError, match="shutting down"):
         engine.submit([1])
+
+
+def test_its_progress_moves_with_every_pass_and_stands_still_in_one(prefill):
+    engine = prefill(8)
+    assert engine.progress() is None
+    held = Held(engine)
+    future = engine.submit([1] * 20)
+    assert held.began.wait(PATIENCE_S)
+    first = engine.progress()
+    assert first is not None and engine.progress() == first
+    held.go.set()
+    future.result(PATIENCE_S)
+    assert engine.progress() is None and engine._passes == first + 2
+
+
+def test_past_what_may_be_outstanding_a_prompt_is_refused_until_tickets_are_released(prefill, tmp_path):
+    shm = Shm(tmp_path / "kv", publisher=True)
+    engine = prefill(transport=shm)
+    shm.most = 2 * engine.model.geometry.kv_bytes(60, 4)
+    tickets = [parse(engine.submit([1] * 60).result(PATIENCE_S)[0]) for _ in range(2)]
+    with pytest.raises(OSError, match=r"^\[Errno \d+\] no room for the KV of 60 tokens \(shm\): max_ticket_tokens: "):
+        engine.submit([1] * 60).result(PATIENCE_S)
+    shm.release(tickets[0])
+    assert parse(engine.submit([1] * 60).result(PATIENCE_S)[0]).tokens == 60
+    shm.close()

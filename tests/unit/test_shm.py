@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import stat
@@ -15,7 +16,7 @@ import msgspec
 import pytest
 
 from sun.handoff import shm as shm_module
-from sun.handoff.shm import Shm, default_root
+from sun.handoff.shm import Shm, default_root, published
 from sun.handoff.ticket import Ticket, TicketError, describe, parse
 
 from .harness import eventually
@@ -271,3 +272,21 @@ def test_reserved_room_is_taken_at_once(owner):
     publication = owner.reserve(1 << 20)
     assert (owner.root / publication.location).stat().st_blocks * 512 >= 1 << 20
     publication.drop()
+
+
+def test_an_owner_has_no_more_outstanding_than_its_limit_until_some_is_released(root):
+    owner = Shm(root, publisher=True, most=3 * mmap.PAGESIZE)
+    shipments = [ship(owner) for _ in range(3)]  # a page each, though the KV is smaller
+    with pytest.raises(OSError, match=rf"max_ticket_tokens: {3 * mmap.PAGESIZE} bytes .* are over the limit of {3 * mmap.PAGESIZE}") as error:
+        owner.reserve(1)
+    assert error.value.errno == errno.EDQUOT
+    Shm(root).release(parse(shipments[0][0]))
+    ship(owner)
+    with pytest.raises(OSError, match="max_ticket_tokens"):
+        ship(owner, b"", 0)
+    for path in published(root)[:2]:
+        age(path, 1e4)
+    assert owner.expire() == 2
+    owner.reserve(2 * mmap.PAGESIZE).drop()
+    owner.reserve(2 * mmap.PAGESIZE)
+    owner.close()

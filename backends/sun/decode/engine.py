@@ -45,7 +45,7 @@ class DecodeEngine:
         self.outbox = Outbox()
         self._by_id: dict[str, Sequence] = {}
         self._records: deque[StepRecord] = deque(maxlen=STEPS_KEPT)
-        self._step = 0
+        self._step = self._begun = 0
         self._changed = threading.Condition()
         self._closed = self._draining = False
         with alone(Path(__file__).parent):
@@ -115,6 +115,11 @@ class DecodeEngine:
                 running=len(scheduler.running), waiting=len(scheduler.waiting) + len(scheduler.placed), load=scheduler.load,
                 free_tokens=self.pool.free_tokens, budget_tokens=self.pool.budget, step=self._step,
                 steps=[record for record in self._records if record.step > after], draining=self._draining, module=self.module)
+
+    def progress(self) -> int | None:
+        """How many steps it has begun; None if no sequence runs. See `Watchdog`."""
+        with self._changed:
+            return self._begun if self.scheduler.running else None
 
     def close(self) -> None:
         """Stop at once; sequences still here end with an error."""
@@ -186,6 +191,7 @@ class DecodeEngine:
                 if self._closed:
                     return
                 running = [s for s in self.scheduler.running if not s.aborted]
+            self._begun += 1
             if behind := next((s for s in running if s.to_replay), None):
                 self._replay(behind)
             if batch := [s for s in running if not s.to_replay]:

@@ -19,7 +19,8 @@ from sun.model.loading import load_decode
 from sun.model.manifest import BaseManifest
 from sun.model.quantise import FULL, SCHEMES
 
-EXECUTORS = ("cpu", "cuda")
+EXECUTORS = {"cpu": (FULL, *SCHEMES), "cuda": ("fp32", "bf16", "int8", "int4", "fp8", "bnb-nf4")}
+"""The schemes of each executor, whether or not they run on this machine. Those of cuda are `sun.decode.cuda.table.FORMATS`, which only imports with the triton package."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,14 @@ class Loaded:
     executor: Executor
     pool: KVPool
     pick: Callable[[Tensor, list[Sequence]], list[Choice]] | None = None
+
+
+def check(executor: str, scheme: str) -> None:
+    """Raise ValueError naming the field for an executor that there is not, or a scheme that it has not."""
+    if executor not in EXECUTORS:
+        raise ValueError(f"executor: got {executor!r}, expected one of {', '.join(EXECUTORS)}")
+    if scheme not in EXECUTORS[executor]:
+        raise ValueError(f"scheme: got {scheme!r}, executor {executor} has {', '.join(EXECUTORS[executor])}")
 
 
 def why_not(executor: str) -> str | None:
@@ -60,8 +69,7 @@ def load(executor: str, base_dir: str | Path, scheme: str, own: Path | None = No
     device: that of `cuda`, such as "cuda:0"; "cpu" runs its kernels in Triton's interpreter. threads: of `cpu`.
     Raises ValueError for an executor or scheme that there is not, RuntimeError for one that does not run on this machine.
     """
-    if executor not in EXECUTORS:
-        raise ValueError(f"executor: got {executor!r}, expected one of {', '.join(EXECUTORS)}")
+    check(executor, scheme)
     if executor == "cpu":
         from sun.decode.cpu import CpuExecutor
 
@@ -76,8 +84,6 @@ def load(executor: str, base_dir: str | Path, scheme: str, own: Path | None = No
     from sun.decode.cuda.table import FORMATS, dtype_of
     from sun.decode.cuda.sampling import choose
 
-    if scheme not in FORMATS:
-        raise ValueError(f"scheme: got {scheme!r}, executor cuda has {', '.join(FORMATS)}")
     if reason := FORMATS[scheme].missing(on):
         raise RuntimeError(f"scheme: {scheme} does not run here: {reason}")
     base, model = load_decode(base_dir, reference(scheme), own)

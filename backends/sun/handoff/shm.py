@@ -8,6 +8,7 @@ deletes what nobody has touched for ``lease_s``.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -72,12 +73,17 @@ class ShmPublication:
 
 
 class Shm:
-    """See the module. ``publisher`` makes this process an owner, with a thread that ends leases."""
+    """See the module. ``publisher`` makes this process an owner, with a thread that ends leases.
+
+    most: bytes of KV that the owner may have outstanding, published and neither released nor expired; 0 for no limit. `reserve` is for one thread.
+    """
 
     name = "shm"
 
-    def __init__(self, root: Path | None = None, publisher: bool = False, lease_s: float = LEASE_S):
-        self.root, self.lease_s = root or default_root(), lease_s
+    def __init__(self, root: Path | None = None, publisher: bool = False, lease_s: float = LEASE_S, most: int = 0):
+        self.root, self.lease_s, self.most = root or default_root(), lease_s, most
+        self._held: dict[str, int] = {}
+        self._outstanding = 0
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self.root.stat().st_uid != os.getuid():
             raise PermissionError(f"{self.root} belongs to another user; set SUN_SHM to a folder of your own")
@@ -154,10 +160,24 @@ class Shm:
             self.root.rmdir()
 
     def reserve(self, nbytes: int) -> Publication:
-        """A new file of ``nbytes``. Raises OSError (ENOSPC) if /dev/shm has no room for it."""
+        """A new file of ``nbytes``. Raises OSError: ENOSPC if /dev/shm has no room for it, EDQUOT if too much of this owner's is outstanding."""
         if self.owner is None:
             raise RuntimeError("this Shm transport was not opened as a publisher")
-        return ShmPublication(self.owner / secrets.token_hex(16), nbytes)
+        size = max(nbytes, mmap.PAGESIZE)  # a file without KV takes memory, too
+        if self.most and self._outstanding + size > self.most:
+            self._forget_released()
+            if self._outstanding + size > self.most:
+                raise OSError(errno.EDQUOT, f"max_ticket_tokens: {self._outstanding} bytes of earlier prompts' KV are outstanding, {size} more are over the limit of {self.most}")
+        publication = ShmPublication(self.owner / secrets.token_hex(16), nbytes)
+        self._held[publication.path.name] = size
+        self._outstanding += size
+        return publication
+
+    def _forget_released(self) -> None:
+        """Whoever releases a ticket deletes its file, and tells nobody."""
+        there = set(os.listdir(self.owner))
+        self._held = {name: size for name, size in self._held.items() if name in there}
+        self._outstanding = sum(self._held.values())
 
     def _path(self, ticket: Ticket) -> Path:
         if LOCATION.fullmatch(ticket.location) is None:

@@ -19,8 +19,10 @@ def why_not(transport: str) -> str | None:
     return gpu.missing() or cuda_driver.missing() if transport == CudaIpc.name else None
 
 
-def publisher(transport: str, lease_s: float = LEASE_S, device: str | None = None, room: int = 0) -> Transport:
+def publisher(transport: str, lease_s: float = LEASE_S, device: str | None = None, room: int = 0, most: int = 0) -> Transport:
     """What a prefill publishes by. device: the GPU that it runs on, if any; room: bytes there for KV on its way, for `cuda_ipc`.
+
+    most: bytes of tickets by `shm` that may be outstanding; 0 for no limit.
 
     Raises ValueError naming the parameter, RuntimeError for a transport that does not work here.
     """
@@ -35,8 +37,9 @@ def publisher(transport: str, lease_s: float = LEASE_S, device: str | None = Non
             raise ValueError("handoff_tokens: must be 1 or more")
         if reason := why_not(transport):
             raise RuntimeError(f"transport: cuda_ipc does not work here: {reason}")
-    shm = Shm(publisher=True, lease_s=lease_s)
-    return shm if transport == Shm.name else CudaIpc(shm, driver(device), room)
+    if transport == Shm.name:
+        return Shm(publisher=True, lease_s=lease_s, most=most)
+    return CudaIpc(Shm(publisher=True, lease_s=lease_s), driver(device), room)
 
 
 def pullers(device: str | None = None) -> list[Transport]:

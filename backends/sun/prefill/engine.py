@@ -41,6 +41,7 @@ class PrefillEngine:
         self.model, self.task, self.transport = model, task, transport
         self.token_budget, self.threads = token_budget, threads
         self._jobs: deque[Job] = deque()
+        self._passes = 0
         self._wake = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"prefill-{task.name}", daemon=True)
@@ -63,6 +64,11 @@ class PrefillEngine:
             self._jobs.append(job)
             self._wake.notify()
         return job.future
+
+    def progress(self) -> int | None:
+        """How many passes it has begun; None if no prompt is here. See `Watchdog`."""
+        with self._wake:
+            return self._passes if self._jobs else None
 
     def close(self) -> None:
         """Finish queued prompts and stop."""
@@ -155,6 +161,7 @@ class PrefillEngine:
 
     @torch.inference_mode()
     def _pass(self, chunks: list[Chunk]) -> None:
+        self._passes += 1
         chunks = [chunk for chunk in chunks if chunk.size]
         if not chunks:
             return

@@ -60,7 +60,7 @@ class Active:
         self.ended = False
         self.worker: str | None = None
         self.admitted = False
-        self.assigned = 0
+        self.assigned = self.lost = 0
         self.ticket: Ticket | None = None
         self.shipment: list[bytes] = []
         self.admit: Admit | None = None

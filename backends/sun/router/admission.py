@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -23,6 +24,8 @@ class Admission:
         self._starting, self._task_starting, self._room = starting, max(1, starting * 3 // 4), room
         self._begun: Counter[str] = Counter()
         self._running: dict[str, int] = {}
+        self._away: dict[str, float] = {}
+        self._barred: set[str] = set()
         self._lock = threading.Lock()
 
     @property
@@ -49,14 +52,43 @@ class Admission:
             if self._begun.total() >= self._starting:
                 return None
             room = self._room() if self._running else None
-            barred = frozenset(task for task, count in self._begun.items() if count >= self._task_starting)
-            popped = self._queue.pop(None if room is None else room - self.running_tokens, barred)
+            barred = self._barred | {task for task, count in self._begun.items() if count >= self._task_starting}
+            popped = self._queue.pop(None if room is None else room - self.running_tokens, frozenset(barred))
             if popped is None:
                 return None
             task, cost, active = popped
             self._begun[task] += 1
             self._running[active.key] = cost
             return active
+
+    def put_back(self, active: Active) -> None:
+        """A taken request's prefill module is not there: it is the next of its task again, when there is one (see `look`)."""
+        with self._lock:
+            task = active.admit.task
+            self._away.setdefault(task, time.monotonic())
+            self._barred.add(task)
+            if self._running.pop(active.key, None) is not None:
+                self._queue.put_back(task, active.cost, active, active.priority)
+        if active.ended:
+            self.ended(active)
+
+    def look(self, present: Callable[[str], bool]) -> None:
+        """Let requests of those tasks begin again whose prefill module is ``present``; if it is not ready yet, they are put back."""
+        for task in list(self._barred):
+            if present(task):
+                with self._lock:
+                    self._barred.discard(task)
+
+    def back(self, task: str) -> None:
+        """The task's prefill module works."""
+        with self._lock:
+            self._away.pop(task, None)
+
+    def away_s(self, active: Active) -> float:
+        """For how many seconds the prefill module that a request waits for has not been there; 0 if it is, or the request has its KV."""
+        if active.admit is None or active.ticket is not None or active.admit.task not in self._barred:
+            return 0.0
+        return time.monotonic() - self._away.get(active.admit.task, time.monotonic())
 
     def begun(self, active: Active) -> None:
         """A taken request needs its place among the starting no longer."""

@@ -34,3 +34,7 @@ class Gone(RequestError):
 
     def __init__(self, message: str):
         super().__init__("UNAVAILABLE", message)
+
+
+class Absent(Gone):
+    """A model is not there: not loaded, being loaded, or dead already. The call was not begun."""

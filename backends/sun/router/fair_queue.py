@@ -57,6 +57,12 @@ class FairQueue(Generic[T]):
         self._waiting[task] += cost
         self._lines[priority].setdefault(task, deque()).append((cost, item))
 
+    def put_back(self, task: str, cost: int, item: T, priority: str = "normal") -> None:
+        """What `pop` gave did not run: it is the first of its task's line again, whatever the bounds, and its cost is given back."""
+        self._charge(task, -cost)
+        self._waiting[task] += cost
+        self._lines[priority].setdefault(task, deque()).appendleft((cost, item))
+
     def pop(self, room: int | None = None, barred: frozenset[str] = frozenset()) -> tuple[str, int, T] | None:
         """The next task, cost and item; None if nobody waits, or the next one needs more than ``room`` tokens: it is not overtaken,
         so that a long one cannot starve. Tasks in ``barred`` are passed over.

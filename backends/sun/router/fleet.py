@@ -9,10 +9,13 @@ from sun.messages import Ack, Admit, Stats, StepEvents
 
 
 class Fleet(Protocol):
-    """Calls block; they raise RequestError, and Gone when the other side is dead or hangs."""
+    """Calls block; they raise RequestError, Absent where the other side is not there, and Gone when it dies meanwhile or hangs."""
 
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """Run x1..x(n-1) through the task's prefill module; the shipment with its ticket."""
+
+    def present(self, task: str) -> bool:
+        """Whether the task's prefill module has a process, which may still be loading. Returns at once."""
 
     def admit(self, worker: str, admit: Admit, shipment: list[bytes]) -> Ack:
         """Hand a sequence to a decode worker."""

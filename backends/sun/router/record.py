@@ -70,9 +70,10 @@ class Record:
         self._meter.add("sun_request_prompt_tokens", prompt, task=task)
 
     def begin(self) -> None:
-        """It waits no longer."""
-        self.began = time.monotonic()
-        self._meter.add("sun_request_queue_time_seconds", self.queue_s, task=self.task)
+        """It waits no longer. One that has to be prefilled again says so again, and had begun before."""
+        if self.began is None:
+            self.began = time.monotonic()
+            self._meter.add("sun_request_queue_time_seconds", self.queue_s, task=self.task)
 
     def prefill(self, kv_bytes: int) -> None:
         """The prompt's KV is there."""

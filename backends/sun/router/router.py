@@ -15,14 +15,14 @@ from sun.handoff.transport import Transport
 from sun.messages import Admit, TokenEvent
 from sun.router.active import Active, Client
 from sun.router.admission import Admission
-from sun.router.errors import Busy, Gone, RequestError
+from sun.router.errors import Absent, Busy, Gone, RequestError
 from sun.router.fleet import Fleet
 from sun.router.gauges import set_gauges
 from sun.router.keys import Keys
 from sun.router.limits import Limits
 from sun.router.meter import Meter, NoMeter
 from sun.router.pace import Pace
-from sun.router.placement import Placement
+from sun.router.placement import STRANDED_S, Placement
 from sun.router.policy import Policy
 from sun.router.pool import Pool
 from sun.router.record import Record
@@ -36,7 +36,9 @@ POLL_S = 0.2
 READERS, MOVERS = 4, 4
 """Threads that read requests, and that find new workers for sequences beside those that begin."""
 GAUGE_POLLS = 5
-"""Gauges are set at every so many polls: once a second."""
+"""Gauges are set, and lost prefill modules looked for, at every so many polls: once a second."""
+MOST_PREFILLS = 2
+"""A prompt that so many prefill processes did not survive is not given to another: it may be what kills them."""
 CLOSE_S = 5.0
 
 
@@ -199,7 +201,11 @@ class Router:
         active.record.begin()
         handover, task = active.request.handover, self.tasks.get(active.admit.task)
         if handover is None:
-            active.shipment = self.fleet.prefill(task.name, active.admit.prompt[:-1])
+            try:
+                active.shipment = self.fleet.prefill(task.name, active.admit.prompt[:-1])
+            except Gone as error:
+                return self._postpone(active, error)
+            self.admission.back(task.name)
             active.ticket = parse_ticket(active.shipment[0])
             active.record.prefill(active.ticket.nbytes)
             self.pace.note(len(active.admit.prompt))
@@ -212,6 +218,14 @@ class Router:
             self._clean(active)
             return
         self.placement.assign(active)
+
+    def _postpone(self, active: Active, error: Gone) -> None:
+        """A request's prefill module is not there, or was lost with its prompt: it waits in the queue until there is one."""
+        if not isinstance(error, Absent):
+            active.lost += 1
+            if active.lost >= MOST_PREFILLS:
+                raise Gone(f"{error}; it was the second to have the prompt")
+        self.admission.put_back(active)
 
     def _again(self, active: Active) -> None:
         """Look for another worker for a sequence, in one of the starter threads."""
@@ -311,17 +325,28 @@ class Router:
                 return
             if count % GAUGE_POLLS == 0:
                 set_gauges(self.meter, self.tasks.names(), list(self._active.values()), self.pool)
+                self._look_for_modules()
             for active in list(self._active.values()):
                 try:
                     self._check(active)
                 except Exception:
                     log.exception("could not check request %s", active.key)
 
+    def _look_for_modules(self) -> None:
+        """Let requests go on whose prefill module is there again."""
+        try:
+            self.admission.look(self.fleet.present)
+            self._dispatch()
+        except Exception:
+            log.exception("could not look for prefill modules")
+
     def _check(self, active: Active) -> None:
         if active.client.cancelled():
             self._fail(active, RequestError("CANCELLED", "the client cancelled the request"))
         elif time.monotonic() > active.deadline:
             self._fail(active, RequestError("DEADLINE", f"deadline_s: not finished within {active.deadline_s:g} s"))
+        elif self.admission.away_s(active) > STRANDED_S:
+            self._fail(active, RequestError("UNAVAILABLE", f"prefill_{active.admit.task} is not there, for {STRANDED_S:g} s now; try again later"))
         else:
             self.placement.check(active)
             if not active.ended and active.ticket is not None and active.ticket.transport in self.transports:
