@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from sun.door import VARIABLE as DOOR
 from sun_client import shm
 from sun_client.config_file import parameter
 from sun_client.control import Control
+from sun_client.direct import urlopen
 from sun_client.errors import ServerError
 
 HOST = "127.0.0.1"
@@ -230,7 +230,7 @@ def ready(host: str, http_port: int) -> bool:
 def answers(host: str, http_port: int) -> bool | None:
     """What a Triton server says to the question whether it is `ready`; None if it says nothing."""
     try:
-        with urllib.request.urlopen(f"http://{host}:{http_port}/v2/health/ready", timeout=10) as response:
+        with urlopen(f"http://{host}:{http_port}/v2/health/ready", timeout=10) as response:
             return response.status == 200
     except urllib.error.HTTPError:
         return False
