@@ -15,6 +15,7 @@ import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from sun import key
@@ -234,7 +235,7 @@ def answers(host: str, http_port: int) -> bool | None:
             return response.status == 200
     except urllib.error.HTTPError:
         return False
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
+    except (OSError, HTTPException):  # also where something else has the port
         return None
 
 
