@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
-PARAMETER = 'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}\n'
+TEXT = r'"(?:[^"\\]|\\.)*"'
+ENTRY = r'parameters\s*:?\s*\{{\s*key\s*:\s*"{name}"\s*[,;]?\s*value\s*:?\s*\{{\s*string_value\s*:\s*{text}\s*\}}\s*\}}\n?'
+"""A parameter as Triton's examples and ours write it."""
 
 
 def parameter(repository: Path, model: str, name: str) -> str:
     """A parameter of a model in a model repository; "" if it is not there, or the file is none that Triton would take."""
+    try:
+        return _read((repository / model / "config.pbtxt").read_text(), name)
+    except (OSError, ValueError):
+        return ""
+
+
+def set_parameter(config: Path, name: str, value: str) -> None:
+    """Write a parameter in place of an earlier one; the empty string only takes that away.
+
+    Raises ValueError naming the file if Triton would not take it, or if the earlier one is not written as `ENTRY` has it.
+    """
+    earlier = re.compile(ENTRY.format(name=re.escape(name), text=TEXT))
+    text = earlier.sub("", config.read_text()).rstrip("\n") + "\n"
+    if value:
+        text += f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
+    try:
+        written = _read(text, name)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}") from error
+    if written != value:
+        raise ValueError(f"{config}: its parameter {name} is written in a form that is not known here; edit it by hand")
+    write_whole(config, text)
+
+
+def _read(text: str, name: str) -> str:
+    """A parameter in a configuration's text. Raises ValueError if that is none."""
     # Here, because it brings grpc, and `sun --help` comes by those who import this.
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
     try:
-        config = text_format.Parse((repository / model / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
-    except (OSError, text_format.ParseError):
-        return ""
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    except text_format.ParseError as error:
+        raise ValueError(str(error)) from error
     return config.parameters[name].string_value if name in config.parameters else ""
-
-
-def set_parameter(config: Path, name: str, value: str) -> None:
-    """Write a parameter in place of an earlier one; the empty string only takes that away."""
-    earlier = re.compile(rf'parameters\s*\{{\s*key:\s*"{name}"\s*value\s*\{{\s*string_value:\s*"[^"]*"\s*\}}\s*\}}\n?')
-    kept = earlier.sub("", config.read_text()).rstrip("\n") + "\n"
-    write_whole(config, kept + (PARAMETER.format(name=name, value=value) if value else ""))
 
 
 def write_whole(path: Path, text: str) -> None:
