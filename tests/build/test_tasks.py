@@ -44,6 +44,7 @@ def test_add_writes_a_prefill_model_and_an_ensemble_and_remove_deletes_both(repo
     assert (manifest.name, manifest.sampling, manifest.metric) == ("mine", {"temperature": 0.5}, {"name": "exact"})
     assert names(repository) == ["mine", "prefill_mine", "sun"]
     assert TaskRegistry(repository).get("mine") == manifest
+    (repository / "kv_mine" / "1").mkdir(parents=True)  # as `sun export` leaves it
     remove_task(repository, "mine")
     assert names(repository) == ["sun"]
     with pytest.raises(ValueError, match="no task 'mine'"):
@@ -78,7 +79,7 @@ def test_adding_again_replaces(repository, base_dir, tmp_path):
     assert add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir)) == TaskRegistry(repository).get("mine")
 
 
-@pytest.mark.parametrize("name", ["", "Upper", "a b", "../x", "sun", "prefill_x", "decode_0", "x" * 64])
+@pytest.mark.parametrize("name", ["", "Upper", "a b", "../x", "sun", "prefill_x", "decode_0", "kv_x", "x" * 64])
 def test_a_name_that_cannot_be_is_refused(repository, base_dir, name):
     with pytest.raises(ValueError, match="^name: "):
         add_task(repository, base_dir, name)
