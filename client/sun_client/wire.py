@@ -140,7 +140,7 @@ def errors(url: str, timeout: float | None) -> Iterator[None]:
             raise SunError(f"no encrypted connection to {url}: is its certificate of an authority that this machine, or SUN_TLS_CA, names?", code.name) from error
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in (error.details() or ""):
             raise SunError(f"no server answers at {url}", code.name) from error
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and timeout is not None:  # without, it is a proxy's
             raise SunError(f"{url} did not finish within {timeout:g} s", code.name) from error
         if code is grpc.StatusCode.UNAVAILABLE and "closed" in (error.details() or ""):
             raise SunError(f"the connection to {url} broke: {error.details()}", code.name) from error
