@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from sun_client.server import HOST, Server, check_free, die_with
 from sun_client.supervisor import BACKOFF_S, HEALTHY_S
