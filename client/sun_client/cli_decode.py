@@ -31,8 +31,8 @@ def replace(
     never goes on with another module. If one does not load, it is put back as it was, and the rest stay as they are.
     """
     from sun.model.quantise import check_scheme
+    from sun_build.config_file import set_parameter
     from sun_client import show
-    from sun_client.config_file import set_parameter
     from sun_client.control import Control
     from sun_client.replacement import Replacement
     from sun_client.root import Root

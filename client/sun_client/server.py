@@ -20,8 +20,8 @@ from pathlib import Path
 
 from sun import key
 from sun.door import VARIABLE as DOOR
+from sun_build.config_file import parameter
 from sun_client import shm
-from sun_client.config_file import parameter
 from sun_client.control import Control
 from sun_client.direct import urlopen
 from sun_client.errors import ServerError

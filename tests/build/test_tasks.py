@@ -15,6 +15,7 @@ import pytest
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
+from sun_build.config_file import parameter, set_parameter
 from sun_build.task_entries import remove_task
 from sun_build.tasks import add_task, describe_weights
 from tests.unit import tiny
@@ -77,6 +78,14 @@ def test_a_checkpoint_of_another_geometry_is_refused_by_tensor(repository, base_
 def test_adding_again_replaces(repository, base_dir, tmp_path):
     add_task(repository, base_dir, "mine")
     assert add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir)) == TaskRegistry(repository).get("mine")
+
+
+def test_what_an_operator_has_set_stays_when_the_weights_change(repository, base_dir, tmp_path):
+    add_task(repository, base_dir, "mine")
+    for name, value in (("scheme", "int8"), ("executor", "onnx"), ("nice", "5")):
+        set_parameter(repository / "prefill_mine" / "config.pbtxt", name, value)
+    add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir))
+    assert [parameter(repository, "prefill_mine", name) for name in ("scheme", "executor", "nice")] == ["int8", "", "5"]
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a b", "../x", "sun", "prefill_x", "decode_0", "kv_x", "x" * 64])

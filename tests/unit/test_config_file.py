@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sun_client.config_file import parameter, set_parameter
+from sun_build.config_file import parameter, set_parameter
 
 AROUND = '# mine\nbackend: "sun_decode"\nparameters { key: "threads" value { string_value: "2" } }\n'
 FORMS = [

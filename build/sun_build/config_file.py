@@ -25,8 +25,7 @@ def set_parameter(config: Path, name: str, value: str) -> None:
 
     Raises ValueError naming the file if Triton would not take it, or if the earlier one is not written as `ENTRY` has it.
     """
-    earlier = re.compile(ENTRY.format(name=re.escape(name), text=TEXT))
-    text = earlier.sub("", config.read_text()).rstrip("\n") + "\n"
+    text = without(config.read_text(), name).rstrip("\n") + "\n"
     if value:
         text += f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
     try:
@@ -36,6 +35,11 @@ def set_parameter(config: Path, name: str, value: str) -> None:
     if written != value:
         raise ValueError(f"{config}: its parameter {name} is written in a form that is not known here; edit it by hand")
     write_whole(config, text)
+
+
+def without(text: str, name: str) -> str:
+    """A configuration's text less a parameter that is written as `ENTRY` has it."""
+    return re.sub(ENTRY.format(name=re.escape(name), text=TEXT), "", text)
 
 
 def _read(text: str, name: str) -> str:
