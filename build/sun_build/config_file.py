@@ -20,6 +20,11 @@ def parameter(repository: Path, model: str, name: str) -> str:
         return ""
 
 
+def entry(name: str, value: str) -> str:
+    """A parameter as a line of a configuration's text."""
+    return f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
+
+
 def set_parameter(config: Path, name: str, value: str) -> None:
     """Write a parameter in place of an earlier one; the empty string only takes that away.
 
@@ -27,7 +32,7 @@ def set_parameter(config: Path, name: str, value: str) -> None:
     """
     text = without(config.read_text(), name).rstrip("\n") + "\n"
     if value:
-        text += f'parameters {{ key: "{name}" value {{ string_value: {json.dumps(value, ensure_ascii=False)} }} }}\n'
+        text += entry(name, value)
     try:
         written = _read(text, name)
     except ValueError as error:
