@@ -52,7 +52,8 @@ peers: setup
 # Tasks are the folders that have a prefill module; the other models of the repository are committed.
 clean:
 	@for prefill in model_repository/prefill_*; do \
-	  if [ -d "$$prefill" ]; then rm -rf "$$prefill" "model_repository/$${prefill#model_repository/prefill_}"; fi; \
+	  task=$${prefill#model_repository/prefill_}; \
+	  if [ -d "$$prefill" ]; then rm -rf "$$prefill" "model_repository/$$task" "model_repository/kv_$$task"; fi; \
 	done
 	rm -rf $(VENV) .run build/base backends/python backends/onnxruntime backends/tensorrt *.egg-info
 	find backends build client perf tests -name __pycache__ -type d -prune -exec rm -rf {} +

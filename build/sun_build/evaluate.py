@@ -15,6 +15,7 @@ from sun.model.manifest import BaseManifest
 from sun.model.quantise import FULL
 from sun.router.active import Piece
 from sun.router.errors import RequestError
+from sun.router.fair_queue import Bounds
 from sun.router.policy import LeastTokens
 from sun.router.request import GenerateRequest
 from sun.router.router import Limits, Router
@@ -25,6 +26,8 @@ from sun_build.metrics import METRICS, NEEDS
 from sun_build.tune.data import Conversation, read_conversations
 
 GREEDY = {"temperature": 0.0}
+ALL_MAY_WAIT = Bounds(1 << 62, 1 << 62)
+"""A server refuses what it could not serve soon; here everything is asked at once, and there is time."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def engine_answers(base_dir: Path, who: Contestant, conversations: list[Conversa
             base_dir, {task: repository / f"prefill_{task}" / "1"}, max_batch=batch, scheme=who.scheme, own=who.own, prefill_scheme=prefill_scheme)
         router = Router(
             fleet, list(fleet.decodes), TaskRegistry(repository), PromptFormat.load(base_dir, base.prompt), LeastTokens(), [],
-            Limits(max_inflight=len(conversations) + 1, deadline_s=86400.0))
+            Limits(max_inflight=len(conversations) + 1, deadline_s=86400.0, queue=ALL_MAY_WAIT))
         try:
             clients = []
             for conversation in conversations:

@@ -11,6 +11,7 @@ import msgspec
 from sun.model.loading import load_prefill, task_digest, task_weight_files
 from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest, write_manifest
 from sun.model.weights import ADAPTER_FILES, INDEX_FILE
+from sun_build.config_file import without
 from sun_build.ensemble import ensemble_config
 from sun_build.task_entries import check_name
 
@@ -55,7 +56,7 @@ def describe_weights(base_dir: Path, folder: Path, name: str, sampling: dict | N
 
 
 def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None = None) -> TaskManifest:
-    """Write `prefill_<name>` and the ensemble `<name>` into a model repository; replaces a task of that name.
+    """Write `prefill_<name>` and the ensemble `<name>` into a model repository; replaces a task of that name, whose settings stay.
 
     weights: a folder with a LoRA adapter in peft's format or a full checkpoint; None for the base's own weights. A
     `task.json` in it (tuning writes one) must fit the base, and its sampling defaults and metric are taken over.
@@ -70,7 +71,7 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
         prefill, ensemble = Path(scratch) / f"prefill_{name}", Path(scratch) / name
         (prefill / "1").mkdir(parents=True)
         (ensemble / "1").mkdir(parents=True)
-        (prefill / "config.pbtxt").write_text(PREFILL_CONFIG.format(name=name))
+        (prefill / "config.pbtxt").write_text(prefill_config(repository, name))
         (ensemble / "config.pbtxt").write_text(ensemble_config(name))
         for file in task_weight_files(source, kind):
             shutil.copyfile(file, prefill / "1" / file.name)
@@ -83,3 +84,9 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
                 target.rename(Path(scratch) / f"old_{folder.name}")
             folder.rename(target)
     return manifest
+
+
+def prefill_config(repository: Path, name: str) -> str:
+    """The prefill module's `config.pbtxt`: what somebody has set in an earlier one stays, but for the executor, since an export is of the old weights."""
+    earlier = repository / f"prefill_{name}" / "config.pbtxt"
+    return without(earlier.read_text(), "executor") if earlier.is_file() else PREFILL_CONFIG.format(name=name)

@@ -31,8 +31,8 @@ def replace(
     Each worker takes no new sequences, lets those that it has end, and is loaded with the new setting; then the next. A sequence that has begun
     never goes on with another module. If one does not load, it is put back as it was, and the rest stay as they are.
     """
+    from sun_build.config_file import parameter, set_parameter
     from sun_client import show
-    from sun_client.config_file import parameter, set_parameter
     from sun_client.control import Control
     from sun_client.replacement import Replacement
     from sun_client.root import Root

@@ -46,8 +46,8 @@ def export(
         raise ValueError(f"--out: executor triton calls a model of {place.models}; leave --out away")
     target = place.models if out is None else out
     with show.quiet_libraries(), show.working(f"exporting {task}"):
+        from sun_build.config_file import set_parameter
         from sun_build.export.entry import Export
-        from sun_client.config_file import set_parameter
 
         made = Export(place.models, place.base, task, dtype, lora == "merged", opset, max_batch, max_tokens, gpu=not cpu)
         if refit:

@@ -68,7 +68,7 @@ def list_keys(root: RootOption = None) -> None:
 
 def _place(root: Path | None) -> tuple[Path, bool, Path]:
     """The file of keys, whether the server is configured to ask for them, and where that is configured."""
-    from sun_client.config_file import parameter
+    from sun_build.config_file import parameter
     from sun_client.root import Root
 
     place = Root.find(root)

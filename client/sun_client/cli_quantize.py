@@ -29,8 +29,8 @@ def quantize(
     from sun.model.quantise import FULL, SCHEMES, check_scheme
     from sun.readable import readable_json
     from sun_build import quantisation
+    from sun_build.config_file import set_parameter
     from sun_client import show
-    from sun_client.config_file import set_parameter
     from sun_client.root import Root
     from sun_perf import steps
 

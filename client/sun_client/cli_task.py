@@ -46,11 +46,13 @@ def remove(name: Annotated[str, typer.Argument(help="The task's name.")], root: 
 
     place = Root.find(root)
     with show.working(f"removing task {name}"):
+        from sun.prefill.exported import kv_model
         from sun_build.task_entries import check_known, remove_task
 
         check_known(place.models, name)
+        exported = [kv_model(name)] if (place.models / kv_model(name)).is_dir() else []
         for control in Control.running(place.path):
-            control.unload(name, f"prefill_{name}")
+            control.unload(name, f"prefill_{name}", *exported)
         remove_task(place.models, name)
     print(f"{name}: removed.")
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from sun.messages import Stats
 
 
-
 @dataclass
 class Answer:
     """A whole answer. logprobs is empty unless the sampling asked for them."""
@@ -48,8 +47,9 @@ class SunClient:
         self.url = url
         self._api_key = api_key if api_key is not None else os.environ.get("SUN_API_KEY", "")
         address, credentials = wire.target(url)
-        self._channel = (grpc.insecure_channel(address, options=wire.CHANNEL) if credentials is None
-                         else grpc.secure_channel(address, credentials, options=wire.CHANNEL))
+        options = wire.options(address)
+        self._channel = (grpc.insecure_channel(address, options=options) if credentials is None
+                         else grpc.secure_channel(address, credentials, options=options))
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def __enter__(self) -> SunClient:

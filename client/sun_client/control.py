@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sun_client.direct import urlopen
 from sun_client.errors import TRACEBACK, ServerError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Control:
         request = urllib.request.Request(f"http://{self.host}:{self.http_port}/v2/models/{worker}/generate",
                                          json.dumps({"message": encode(message).decode()}).encode())
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+            with urlopen(request, timeout=ANSWER_S) as response:
                 return decode_reply(json.load(response)["reply"].encode())
         except urllib.error.HTTPError as error:
             raise ServerError(f"{worker}: {error.read(1000).decode(errors='replace')}") from error

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from sun_client.direct import urlopen
 from sun_client.errors import SunError
 
 Metrics = dict[str, dict[tuple[tuple[str, str], ...], float]]
@@ -16,7 +16,7 @@ Metrics = dict[str, dict[tuple[tuple[str, str], ...], float]]
 def read(url: str, timeout: float = 10.0) -> Metrics:
     """The metrics of ours at ``url`` (host:port). Raises SunError."""
     try:
-        with urllib.request.urlopen(f"http://{url}/metrics", timeout=timeout) as response:
+        with urlopen(f"http://{url}/metrics", timeout=timeout) as response:
             text = response.read().decode()
     except OSError as error:
         raise SunError(f"no metrics at {url}: {error}", "UNAVAILABLE") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sun.messages import Stats
-from sun_client.config_file import set_parameter, write_whole
+from sun_build.config_file import set_parameter, write_whole
 from sun_client.control import Control
 from sun_client.errors import ServerError
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import secrets
@@ -13,23 +12,33 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from sun import key
 from sun.door import VARIABLE as DOOR
+from sun_build.config_file import parameter
 from sun_client import shm
-from sun_client.config_file import parameter
 from sun_client.control import Control
+from sun_client.direct import urlopen
 from sun_client.errors import ServerError
 
 HOST = "127.0.0.1"
 POLL_S = 0.2
 DRAIN_S = 60.0
 """Triton itself gives open streams 30 s (--exit-timeout-secs), and an idle connection was seen to hold it that long again."""
-PR_SET_PDEATHSIG = 1
+DYING = """\
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() != int(sys.argv[1]):  # it died before the line above
+    sys.exit(1)
+for number in (signal.SIGPIPE, signal.SIGXFSZ):  # which Python ignores
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""See `dying_with_us`. Its arguments: this process, and the command line."""
 ERROR = re.compile(r"E\d{4} |error:")
 REQUEST_LOG = "SUN_REQUEST_LOG"
 """The environment variable that tells the router where its request log is, unless its configuration does."""
@@ -144,13 +153,12 @@ class Server:
         for port in astuple(self.ports):
             check_free(self.host, port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        parent = os.getpid()
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C in a terminal reaches only us, and its processes can be told from all others.
             # A folder without Python files: the backends' stubs import from the working directory first.
             self._process = subprocess.Popen(
-                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                cwd=self.log.parent, env=self.environment, preexec_fn=lambda: die_with(parent))
+                dying_with_us(self.command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=self.log.parent, env=self.environment)
         try:
             self._wait_ready(waiting)
         except BaseException:
@@ -230,11 +238,11 @@ def ready(host: str, http_port: int) -> bool:
 def answers(host: str, http_port: int) -> bool | None:
     """What a Triton server says to the question whether it is `ready`; None if it says nothing."""
     try:
-        with urllib.request.urlopen(f"http://{host}:{http_port}/v2/health/ready", timeout=10) as response:
+        with urlopen(f"http://{host}:{http_port}/v2/health/ready", timeout=10) as response:
             return response.status == 200
     except urllib.error.HTTPError:
         return False
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
+    except (OSError, HTTPException):  # also where something else has the port
         return None
 
 
@@ -270,11 +278,13 @@ def check_free(host: str, port: int) -> None:
             raise ServerError(f"port {port} on {host} cannot be used ({error.strerror.lower()}): is a server running already?") from error
 
 
-def die_with(parent: int) -> None:
-    """In the child: SIGTERM when the parent dies, so that a killed `sun serve` does not leave it for ever."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
+def dying_with_us(command: list[str]) -> list[str]:
+    """A command line that does the same, but gets SIGTERM when this thread ends, so that a killed `sun serve` does not leave it for ever.
+
+    A program sets that, and not the child of a fork before it becomes one (preexec_fn): where this process has used gRPC, whose threads come
+    back in such a child, one child in sixty was aborted there. Without, Python starts processes by vfork.
+    """
+    return [sys.executable, "-I", "-S", "-c", DYING, str(os.getpid()), *command]
 
 
 def _sweep_tickets() -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RETURNS = ("finish_reason", "num_input_tokens", "num_output_tokens", "token_ids")
 CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+HERE = re.compile(r"(localhost|127(\.\d+){3}|\[::1\]):")
+"""Addresses of this machine."""
 CODE = re.compile(r"\[([A-Z_]+)\] ")
 """What an error of the router begins with, where the request's parameter `error_codes` is true: Triton's streams tell an error's text alone."""
 
@@ -47,6 +49,11 @@ def target(url: str) -> tuple[str, grpc.ChannelCredentials | None]:
     except OSError as error:
         raise SunError(f"SUN_TLS_CA: {path}: {error.strerror}") from error
     return address, grpc.ssl_channel_credentials(authorities)
+
+
+def options(address: str) -> list[tuple[str, int]]:
+    """Of a channel to ``address``. A server of this machine is reached without the environment's proxy, which gRPC would ask even for it."""
+    return [*CHANNEL, ("grpc.enable_http_proxy", 0)] if HERE.match(address) else CHANNEL
 
 
 def request(model: str, inputs: list[tuple[str, str, bytes]]) -> service_pb2.ModelInferRequest:
@@ -133,7 +140,7 @@ def errors(url: str, timeout: float | None) -> Iterator[None]:
             raise SunError(f"no encrypted connection to {url}: is its certificate of an authority that this machine, or SUN_TLS_CA, names?", code.name) from error
         if code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in (error.details() or ""):
             raise SunError(f"no server answers at {url}", code.name) from error
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and timeout is not None:  # without, it is a proxy's
             raise SunError(f"{url} did not finish within {timeout:g} s", code.name) from error
         if code is grpc.StatusCode.UNAVAILABLE and "closed" in (error.details() or ""):
             raise SunError(f"the connection to {url} broke: {error.details()}", code.name) from error

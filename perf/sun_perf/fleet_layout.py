@@ -8,15 +8,15 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from sun.model.loading import task_weight_files
+from sun.model.loading import merged, task_weight_files
 from sun.model.manifest import BaseManifest, write_manifest
 from sun.model.weights import load_lora, map_checkpoint
+from sun_build.config_file import entry
 from sun_build.tasks import new_manifest
 
 KV_TOKENS = 32768
 """KV slots of all decode workers together: the same for every system."""
 CONFIG = 'backend: "{backend}"\ninstance_group [{{ kind: KIND_CPU, count: 1 }}]\n'
-PARAMETER = 'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n'
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,8 @@ def task_names(count: int) -> list[str]:
 
 def merge(base_dir: Path, adapter: Path, folder: Path) -> None:
     """Write base and adapter merged as the full checkpoint of one task, pages of its own: W + B A for every layer that has them."""
-    tensors = map_checkpoint(base_dir)
-    for layer, (down, up) in load_lora(adapter).items():
-        name = f"model.{layer}.weight"
-        tensors[name] = tensors[name] + up @ down
     folder.mkdir(parents=True)
-    save_file(tensors, folder / "model.safetensors")
+    save_file(merged(map_checkpoint(base_dir), load_lora(adapter)), folder / "model.safetensors")
 
 
 def lay_out(root: Path, full: Path, material: Material, system: System, tasks: int) -> Path:
@@ -103,6 +99,6 @@ def _prefill(root: Path, material: Material, name: str, weights: Path, kind: str
 def _model(root: Path, name: str, backend: str, parameters: Mapping[str, str | int]) -> Path:
     folder = root / "model_repository" / name / "1"
     folder.mkdir(parents=True)
-    text = CONFIG.format(backend=backend) + "".join(PARAMETER.format(key=key, value=value) for key, value in parameters.items())
+    text = CONFIG.format(backend=backend) + "".join(entry(key, str(value)) for key, value in parameters.items())
     (folder.parent / "config.pbtxt").write_text(text)
     return folder

@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from sun.decode.sampling import Choice
+from sun.router.fair_queue import Bounds
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
 from sun_build.contestants import Contestant, contestant
@@ -59,6 +61,13 @@ def test_each_row_has_the_weights_that_its_name_says(base_dir, data, tmp_path):
         engine_answers(base_dir, contestant("sun", tuned, None, "int4"), test, prefill_scheme="int4")
     with pytest.raises(ValueError, match="against: full needs"):
         contestant("full", tuned, None, "int4")
+
+
+def test_a_test_set_may_be_larger_than_what_a_server_lets_wait(base_dir, data, monkeypatch):
+    monkeypatch.setattr("sun.decode.engine.choose", lambda logits, batch: [Choice(tiny.EOS)] * len(batch))  # each ends with its first token
+    test = conversations_of(data, "exact") * 100
+    assert len(test) * 450 > Bounds.task_tokens
+    assert engine_answers(base_dir, contestant("base", None, None, "int4"), test, max_tokens=450) == [""] * len(test)
 
 
 def test_the_last_assistant_turn_is_the_reference(tmp_path, base_dir):

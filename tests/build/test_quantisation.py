@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sun_build.quantisation import ids_of, loss
 from sun_client.cli import app
-from sun_client.config_file import set_parameter
+from sun_build.config_file import set_parameter
 
 TEXT = "A text of a few dozen bytes, each a token of its own."
 

@@ -15,6 +15,7 @@ import pytest
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
+from sun_build.config_file import parameter, set_parameter
 from sun_build.task_entries import remove_task
 from sun_build.tasks import add_task, describe_weights
 from tests.unit import tiny
@@ -44,6 +45,7 @@ def test_add_writes_a_prefill_model_and_an_ensemble_and_remove_deletes_both(repo
     assert (manifest.name, manifest.sampling, manifest.metric) == ("mine", {"temperature": 0.5}, {"name": "exact"})
     assert names(repository) == ["mine", "prefill_mine", "sun"]
     assert TaskRegistry(repository).get("mine") == manifest
+    (repository / "kv_mine" / "1").mkdir(parents=True)  # as `sun export` leaves it
     remove_task(repository, "mine")
     assert names(repository) == ["sun"]
     with pytest.raises(ValueError, match="no task 'mine'"):
@@ -78,7 +80,15 @@ def test_adding_again_replaces(repository, base_dir, tmp_path):
     assert add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir)) == TaskRegistry(repository).get("mine")
 
 
-@pytest.mark.parametrize("name", ["", "Upper", "a b", "../x", "sun", "prefill_x", "decode_0", "x" * 64])
+def test_what_an_operator_has_set_stays_when_the_weights_change(repository, base_dir, tmp_path):
+    add_task(repository, base_dir, "mine")
+    for name, value in (("scheme", "int8"), ("executor", "onnx"), ("nice", "5")):
+        set_parameter(repository / "prefill_mine" / "config.pbtxt", name, value)
+    add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir))
+    assert [parameter(repository, "prefill_mine", name) for name in ("scheme", "executor", "nice")] == ["int8", "", "5"]
+
+
+@pytest.mark.parametrize("name", ["", "Upper", "a b", "../x", "sun", "prefill_x", "decode_0", "kv_x", "x" * 64])
 def test_a_name_that_cannot_be_is_refused(repository, base_dir, name):
     with pytest.raises(ValueError, match="^name: "):
         add_task(repository, base_dir, name)

@@ -15,7 +15,7 @@ from sun.model.loading import load_decode
 from sun.model.codes import COARSE, Codes
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.data import Example
-from sun_build.tune.loss import collate, distillation, handoff_logits, handoff_loss
+from sun_build.tune.loss import collate, distillation, handoff_logits
 from sun_build.tune.modules import TwoModules, frozen, round_input
 from sun_build.tune.settings import TuneSettings
 from tests.unit import tiny
@@ -25,6 +25,11 @@ SHARED = [Example([5, 9, 7, 30, 2], [11, 12, 257]), Example([5, 9, 7, 31], [40, 
 TWINS = [Example([5, 9, 7], [11, 257]), Example([5, 9, 7], [12, 13, 257])]
 ids = st.integers(0, 255)
 batches = st.lists(st.builds(Example, st.lists(ids, min_size=1, max_size=9), st.lists(ids, min_size=1, max_size=6)), min_size=1, max_size=5)
+
+
+def handoff_loss(prefill, decode, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a trainer minimises."""
+    return TwoModules(prefill, decode)(**batch)["loss"]
 
 
 def ordinary(model, batch: list[Example]) -> float:

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from sun.text.prompt import PromptSettings
+from sun_build.config_file import set_parameter
 from sun_build.base import build_base
 from sun_build.export.entry import Export
 from sun_build.tasks import add_task
 from sun_client.client import SunClient
-from sun_client.config_file import set_parameter
 from sun_client.errors import SunError
 from sun_client.server import Server
 from tests.server.conftest import free_ports, make_root

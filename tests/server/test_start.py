@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sun_build.config_file import set_parameter
 from sun_build.tasks import add_task
 from sun_client import shm
-from sun_client.config_file import set_parameter
 from sun_client.control import Control
 from sun_client.errors import ServerError
 from sun_client.server import Server, Tls, ready

@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sun.router import key_file
+from sun_build.config_file import parameter
 from sun_client import cli_ask
 from sun_client.cli import app
 from sun_client.client import Piece
-from sun_client.config_file import parameter
 from sun_client.errors import SunError
 
 CONFIG = 'backend: "sun_router"\ninstance_group [{ kind: KIND_CPU, count: 1 }]\nparameters { key: "policy" value { string_value: "least_tokens" } }\n'

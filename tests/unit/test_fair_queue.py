@@ -55,6 +55,17 @@ def test_a_task_that_paused_has_saved_nothing():
     assert Counter(queue.pop()[0] for _ in range(20)) == {"busy": 10, "late": 10}
 
 
+def test_nor_has_one_that_comes_when_nobody_waits():
+    queue = FairQueue(WIDE)
+    for i in range(1000):  # served at once, as below saturation
+        queue.put("steady", 10, i)
+        queue.pop()
+    for i in range(500):
+        queue.put("flood", 10, i)
+    queue.put("steady", 10, "s")
+    assert "s" in [queue.pop()[2] for _ in range(3)]
+
+
 def test_what_was_not_used_is_given_back():
     queue = FairQueue(WIDE)
     for i in range(20):

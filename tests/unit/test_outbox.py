@@ -205,3 +205,17 @@ def test_a_dead_router_does_not_touch_the_living(clock):
     clock.now += outbox_module.ABANDONED_S + 1
     outbox.opened("r")
     assert not outbox.put("dead", step(1)) and outbox.put("r", step(1))
+
+
+def test_what_nobody_fetches_is_not_kept_for_ever(clock):
+    outbox = Outbox()
+    for i in range(50):  # as many names, each of which is never heard of again
+        outbox.opened(f"r{i}")
+        outbox.put(f"r{i}", step(i))
+        outbox.closed(f"r{i}")
+    clock.now += outbox_module.ABANDONED_S - 1
+    outbox.opened("r")
+    assert within(lambda: numbers(outbox.listen("r49"))) == [49], "not yet"
+    clock.now += 2
+    outbox.opened("r")
+    assert [list(book) for book in (outbox._steps, outbox._live, outbox._unheard_since)] == [[], ["r"], ["r"]]

@@ -9,21 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sun.decode.params import MAX_LOGPROBS, MAX_STOP, SamplingParams, sampling_params
+from sun.decode.params import MAX_LOGPROBS, MAX_STOP, MOST, SamplingParams, sampling_params
 
 BAD = [
     *[("temperature", v) for v in (-0.1, -1, 100.1, math.nan, math.inf, -math.inf, "1", None, [1], True, 10**400)],
     *[("top_p", v) for v in (0, 0.0, -0.5, 1.01, 2, math.nan, math.inf, "0.5")],
-    *[("top_k", v) for v in (-2, 1.5, math.nan, "5", None, True)],
+    *[("top_k", v) for v in (-2, 1.5, math.nan, "5", None, True, MOST + 1, 2**63, 2**64)],
     *[("min_p", v) for v in (-0.1, 1.1, math.nan)],
     *[("repetition_penalty", v) for v in (0, -1, 10.1, math.nan, math.inf)],
     *[("presence_penalty", v) for v in (-2.1, 2.1, math.nan)],
     *[("frequency_penalty", v) for v in (-2.1, 2.1, math.nan, -math.inf)],
     *[("seed", v) for v in (-1, 2**63, 1.5, "1", True)],
-    *[("max_tokens", v) for v in (0, -1, 1.5, math.inf, None, "8", True)],
+    *[("max_tokens", v) for v in (0, -1, 1.5, math.inf, None, "8", True, 2**64)],
     *[("min_tokens", v) for v in (-1, 129, None, 0.5)],
     *[("stop", v) for v in ("", [""], ["x" * 257], ["x"] * (MAX_STOP + 1), [1], 1, None, {"a": 1}, "\ud800", ["a", "b\udfff"])],
-    *[("stop_token_ids", v) for v in ([-1], [0] * (MAX_STOP + 1), ["a"], 1, [1.5], [math.nan], None)],
+    *[("stop_token_ids", v) for v in ([-1], [0] * (MAX_STOP + 1), ["a"], 1, [1.5], [math.nan], None, [2**64])],
     *[("ignore_eos", v) for v in (1, "true", None)],
     *[("logprobs", v) for v in (-1, MAX_LOGPROBS + 1, 1.5, True)],
     *[(key, 1) for key in ("best_of", "n", "Temperature", "max_new_tokens", "")],
@@ -43,9 +43,9 @@ def test_min_tokens_over_max_tokens_is_refused_naming_both():
 
 
 @pytest.mark.parametrize(("name", "value"), [
-    ("temperature", 0), ("temperature", 100.0), ("top_p", 1), ("top_p", 1e-9), ("top_k", -1), ("top_k", 0), ("top_k", 10**6), ("min_p", 0),
+    ("temperature", 0), ("temperature", 100.0), ("top_p", 1), ("top_p", 1e-9), ("top_k", -1), ("top_k", 0), ("top_k", MOST), ("min_p", 0),
     ("min_p", 1), ("repetition_penalty", 10), ("presence_penalty", -2), ("frequency_penalty", 2), ("seed", 0), ("seed", 2**63 - 1),
-    ("max_tokens", 1), ("min_tokens", 0), ("stop", []), ("stop", ["x" * 256] * MAX_STOP), ("stop_token_ids", [0, 10**9]),
+    ("max_tokens", 1), ("max_tokens", MOST), ("min_tokens", 0), ("stop", []), ("stop", ["x" * 256] * MAX_STOP), ("stop_token_ids", [0, 10**9]),
     ("ignore_eos", True),
     ("logprobs", 0), ("logprobs", MAX_LOGPROBS), ("logprobs", None), ("seed", None),
 ])

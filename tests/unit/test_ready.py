@@ -32,3 +32,14 @@ def test_silence_is_told_from_no():
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     assert answers("127.0.0.1", port) is None and not ready("127.0.0.1", port)
+
+
+def test_what_is_no_http_server_says_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        def speak() -> None:
+            with other.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=speak, daemon=True).start()
+        assert answers("127.0.0.1", other.getsockname()[1]) is None

@@ -125,7 +125,7 @@ def test_a_full_disk_leaves_setting_and_worker_as_they_were(configs, monkeypatch
     def full(path, text):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sun_client.config_file.write_whole", full)
+    monkeypatch.setattr("sun_build.config_file.write_whole", full)
     workers = Workers(configs)
     with pytest.raises(ServerError, match="No space left on device; decode_0 serves as before"):
         replace(workers, configs, scheme="int8")

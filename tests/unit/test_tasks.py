@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from sun.model.manifest import TaskManifest
 from sun.router.errors import RequestError
 from sun.router.tasks import TaskRegistry
 
@@ -30,6 +31,16 @@ def test_a_task_that_comes_or_goes_is_seen_without_a_restart(registry, base_dir)
     shutil.rmtree(registry.repository / "prefill_a")
     with pytest.raises(RequestError, match="^task: 'a' is not known; the tasks here are b, c"):
         registry.get("a")
+
+
+def test_a_task_that_goes_while_it_is_read_is_not_found(registry, monkeypatch):
+    def gone(folder):
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(TaskManifest, "load", gone)
+    with pytest.raises(RequestError, match="^task: 'a' is not known") as error:
+        registry.get("a")
+    assert error.value.code == "NOT_FOUND"
 
 
 def test_a_task_that_is_replaced_is_read_again(registry, base_dir):

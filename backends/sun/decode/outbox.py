@@ -26,6 +26,7 @@ class Outbox:
     def opened(self, router: str) -> None:
         """One more sequence of this router lives here."""
         with self._changed:
+            self._forget()
             if not self._live[router] and router not in self._listener:
                 self._unheard_since[router] = time.monotonic()
             self._live[router] += 1
@@ -45,6 +46,13 @@ class Outbox:
             self._steps[router].append(step)
             self._changed.notify_all()
             return True
+
+    def _forget(self) -> None:
+        """Let go of what routers without a sequence have not fetched since long: they are dead, or never were."""
+        long_ago = time.monotonic() - ABANDONED_S
+        for router in [name for name, since in self._unheard_since.items() if since < long_ago and not self._live[name]]:
+            for book in (self._unheard_since, self._steps, self._live):
+                book.pop(router, None)
 
     def listen(self, router: str) -> Iterator[list[StepEvents]]:
         """Yield this router's steps, in lists of all that are ready, until none is left and it has no sequence here.

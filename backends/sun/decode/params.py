@@ -11,8 +11,11 @@ from msgspec import Meta
 MAX_STOP = 16
 MAX_LOGPROBS = 20
 
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0)]
+MOST = 2**31 - 1
+"""Of counts and token ids: far more than there is of anything. What 64 bits do not hold would fail in a step, and with it all others in the batch."""
+
+Positive = Annotated[int, Meta(ge=1, le=MOST)]
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 Penalty = Annotated[float, Meta(ge=-2.0, le=2.0)]
 
 
@@ -27,7 +30,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     temperature: Annotated[float, Meta(ge=0.0, le=100.0)] = 1.0
     top_p: Annotated[float, Meta(gt=0.0, le=1.0)] = 1.0
-    top_k: Annotated[int, Meta(ge=-1)] = -1
+    top_k: Annotated[int, Meta(ge=-1, le=MOST)] = -1
     min_p: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
     repetition_penalty: Annotated[float, Meta(gt=0.0, le=10.0)] = 1.0
     presence_penalty: Penalty = 0.0

@@ -25,8 +25,9 @@ class Bounds:
 class FairQueue(Generic[T]):
     """Virtual token counters (VTC, arXiv 2401.00588): the next request is of the task that got the least for its weight.
 
-    A task that comes back after a pause is lifted to the least of those that wait, so nobody saves up. Service is charged when a
-    request leaves the queue, with its whole cost; `refund` gives back what it did not use. Not for several threads at once.
+    A task that comes back after a pause is lifted to the least of those that wait, or to the one that was served last if none does, so
+    nobody saves up. Service is charged when a request leaves the queue, with its whole cost; `refund` gives back what it did not use.
+    Not for several threads at once.
     wait_s(tokens): how long serving so many takes.
     """
 
@@ -35,6 +36,7 @@ class FairQueue(Generic[T]):
         self._lines: dict[str, dict[str, deque[tuple[int, T]]]] = {priority: {} for priority in PRIORITIES}
         self._served: dict[str, float] = defaultdict(float)
         self._waiting: dict[str, int] = defaultdict(int)
+        self._last = ""
 
     def __len__(self) -> int:
         return sum(len(line) for lines in self._lines.values() for line in lines.values())
@@ -53,7 +55,7 @@ class FairQueue(Generic[T]):
                            f"{cost} more are over the limit of {bound}", self._wait_s(waiting + cost - bound))
         if not self._waiting.get(task):
             others = [self._served[name] for name, waiting in self._waiting.items() if waiting]
-            self._served[task] = max(self._served[task], min(others, default=self._served[task]))
+            self._served[task] = max(self._served[task], min(others, default=self._served.get(self._last, 0.0)))
         self._waiting[task] += cost
         self._lines[priority].setdefault(task, deque()).append((cost, item))
 
@@ -80,6 +82,7 @@ class FairQueue(Generic[T]):
                 del lines[task]
             self._waiting[task] -= cost
             self._charge(task, cost)
+            self._last = task
             return task, cost, item
         return None
 

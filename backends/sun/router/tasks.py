@@ -26,9 +26,15 @@ class TaskRegistry:
         """A task's manifest. Raises RequestError (INVALID_ARG or NOT_FOUND) that names the tasks there are."""
         if name is None:
             raise RequestError("INVALID_ARG", f"task: is missing; the tasks here are {', '.join(self.names())}")
+        try:
+            return self._load(name)
+        except FileNotFoundError:  # perhaps since a moment ago
+            raise RequestError("NOT_FOUND", f"task: {name[:64]!r} is not known; the tasks here are {', '.join(self.names())}") from None
+
+    def _load(self, name: str) -> TaskManifest:
+        if NAME.fullmatch(name) is None:
+            raise FileNotFoundError(name)
         path = self.repository / f"prefill_{name}" / "1" / TASK_FILE
-        if NAME.fullmatch(name) is None or not path.is_file():
-            raise RequestError("NOT_FOUND", f"task: {name[:64]!r} is not known; the tasks here are {', '.join(self.names())}")
         stamp = path.stat().st_mtime_ns
         if self._cache.get(name, (0,))[0] != stamp:
             self._cache[name] = (stamp, TaskManifest.load(path.parent))

@@ -73,8 +73,3 @@ def distillation(logits: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
     real = labels != IGNORE
     student, target = logits[real].float().log_softmax(-1), teacher[real].float().log_softmax(-1)
     return F.kl_div(student, target, reduction="sum", log_target=True)
-
-
-def handoff_loss(prefill: nn.Module, decode: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Mean cross-entropy over the batch's response tokens; see `handoff_logits`."""
-    return cross_entropy(handoff_logits(prefill, decode, batch), batch["labels"]) / (batch["labels"] != IGNORE).sum()

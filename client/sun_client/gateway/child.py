@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from sun_client.server import HOST, Server, check_free, die_with
+from sun_client.server import HOST, Server, check_free, dying_with_us
 from sun_client.supervisor import BACKOFF_S, HEALTHY_S
 
 ANY = ("0.0.0.0", "::")
@@ -42,11 +40,10 @@ class GatewayProcess:
     def start(self) -> None:
         """Start it, and do not wait until it listens."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        parent = os.getpid()
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C in a terminal reaches only us.
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                             preexec_fn=lambda: die_with(parent))
+            self._process = subprocess.Popen(
+                dying_with_us(self._command), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         self._started = time.monotonic()
 
     @property

@@ -28,7 +28,7 @@ class Upstream:
         """url: as for `SunClient`. Raises SunError if the file of authorities cannot be read."""
         self.url = url
         address, credentials = wire.target(url)
-        options = [*wire.CHANNEL, ("grpc.initial_reconnect_backoff_ms", AGAIN_MS // 4), ("grpc.max_reconnect_backoff_ms", AGAIN_MS),
+        options = [*wire.options(address), ("grpc.initial_reconnect_backoff_ms", AGAIN_MS // 4), ("grpc.max_reconnect_backoff_ms", AGAIN_MS),
                    ("grpc.keepalive_time_ms", ALIVE_MS), ("grpc.keepalive_timeout_ms", ANSWERED_MS)]
         self._channel = (grpc.aio.insecure_channel(address, options=options) if credentials is None
                          else grpc.aio.secure_channel(address, credentials, options=options))
