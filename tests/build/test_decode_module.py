@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
+from sun_build.config_file import set_parameter
 from sun_build.tasks import add_task
 from sun_client.cli import app
-from sun_build.config_file import set_parameter
 from tests.unit import tiny
 
 CONFIG = 'backend: "sun_decode"\n'

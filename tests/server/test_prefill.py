@@ -11,8 +11,8 @@ import requests
 
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
-from sun_client.client import SunClient
 from sun_build.config_file import set_parameter
+from sun_client.client import SunClient
 from sun_client.errors import SunError
 from sun_client.server import Server
 from tests.server.conftest import REPO, free_ports, make_root, wait_until
