@@ -165,6 +165,20 @@ def test_without_a_worker_for_too_long_requests_end_with_an_error_that_says_so(s
     service.idle()
 
 
+def test_without_a_worker_no_more_is_prefilled_than_its_pool_would_hold_and_all_that_waits_ends_together(serve, shm, monkeypatch):
+    service = serve(fleet=Mortal, transport=shm, kv_tokens=300)
+    assert service.ask(TEXT, max_tokens=8).whole.text is not None
+    service.fleet.dead.add("decode_0")
+    eventually(lambda: not service.router.pool.loads)
+    answers = [service.ask(TEXT, max_tokens=60, ignore_eos=True) for _ in range(20)]
+    eventually(lambda: service.router.placement.stranded and service.router.admission.running_tokens + 60 > 240)
+    assert 1 <= files(shm) <= 300 // 60 and service.router.admission.running_tokens <= 300
+    for module in ("placement", "router"):
+        monkeypatch.setattr(f"sun.router.{module}.STRANDED_S", 0.1)
+    assert {(answer.error.code, str(answer.error).partition(",")[0]) for answer in answers} == {("UNAVAILABLE", "no decode worker lives")}
+    eventually(lambda: files(shm) == 0)
+
+
 def test_a_worker_that_hung_is_not_believed_any_more_and_drops_what_others_took_over(serve):
     service = serve(fleet=Mortal, workers=2)
     whole = service.ask(TEXT, **MORE).whole.token_ids

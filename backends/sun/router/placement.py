@@ -125,9 +125,14 @@ class Placement:
             self.forget(active)
             self._again(active)
         elif time.monotonic() > until:
-            which = f" of the module that began the answer ({active.bound})" if active.bound else ""
-            self._fail(active, RequestError("UNAVAILABLE", f"no decode worker{which} lives, for {STRANDED_S:g} s now; try again later"))
+            self._fail(active, no_worker(active.bound))
 
     def forget(self, active: Active) -> None:
         """It no longer waits for a worker: it has ended, or goes on."""
         self.stranded.pop(active.key, None)
+
+
+def no_worker(module: str = "") -> RequestError:
+    """What a request ends with that has waited `STRANDED_S` for a worker, of one module if it began with it."""
+    which = f" of the module that began the answer ({module})" if module else ""
+    return RequestError("UNAVAILABLE", f"no decode worker{which} lives, for {STRANDED_S:g} s now; try again later")

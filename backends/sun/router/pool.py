@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 from sun.messages import Ack, Stats, StepEvents
@@ -32,15 +33,25 @@ class Pool:
         """Of the living workers."""
         self.used: dict[str, float] = {}
         """Share of its KV pool's tokens that a worker has taken."""
+        self._there = time.monotonic()
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._beats = [threading.Thread(target=self._beat, args=(worker,), name=f"beat-{worker}", daemon=True) for worker in workers]
 
     @property
     def budget(self) -> int | None:
-        """Tokens for which the living workers have room together, less those that drain; None as long as they have not said."""
+        """Tokens for which the living workers have room together, less those that drain; None as long as none has said.
+
+        With no such worker, that of all: their requests wait for one with their KV in shared memory, which is no larger for that.
+        """
         with self._lock:
-            return sum(self._budgets.get(worker, 0) for worker in self.loads.keys() - self._draining) or None
+            return sum(self._budgets.get(worker, 0) for worker in self.loads.keys() - self._draining) or sum(self._budgets.values()) or None
+
+    @property
+    def away_s(self) -> float:
+        """For how many seconds there has been no worker that takes sequences; 0 if there is one."""
+        with self._lock:
+            return 0.0 if self.loads.keys() - self._draining else time.monotonic() - self._there
 
     def start(self) -> None:
         """Begin the heartbeats."""
@@ -110,6 +121,8 @@ class Pool:
             self._budgets[worker], self._modules[worker] = stats.budget_tokens, stats.module
             self.used[worker] = 1 - stats.free_tokens / stats.budget_tokens
             (self._draining.add if stats.draining else self._draining.discard)(worker)
+            if not stats.draining:
+                self._there = time.monotonic()
             new = worker not in self.loads
             if new:
                 self.loads[worker] = Load(stats.load, stats.running + stats.waiting)

@@ -22,7 +22,7 @@ from sun.router.keys import Keys
 from sun.router.limits import Limits
 from sun.router.meter import Meter, NoMeter
 from sun.router.pace import Pace
-from sun.router.placement import STRANDED_S, Placement
+from sun.router.placement import STRANDED_S, Placement, no_worker
 from sun.router.policy import Policy
 from sun.router.pool import Pool
 from sun.router.record import Record
@@ -347,6 +347,8 @@ class Router:
             self._fail(active, RequestError("DEADLINE", f"deadline_s: not finished within {active.deadline_s:g} s"))
         elif self.admission.away_s(active) > STRANDED_S:
             self._fail(active, RequestError("UNAVAILABLE", f"prefill_{active.admit.task} is not there, for {STRANDED_S:g} s now; try again later"))
+        elif active.admit is not None and active.worker is None and self.pool.away_s > STRANDED_S:
+            self._fail(active, no_worker())
         else:
             self.placement.check(active)
             if not active.ended and active.ticket is not None and active.ticket.transport in self.transports:
