@@ -167,11 +167,11 @@ def test_without_a_worker_for_too_long_requests_end_with_an_error_that_says_so(s
 
 def test_without_a_worker_no_more_is_prefilled_than_its_pool_would_hold_and_all_that_waits_ends_together(serve, shm, monkeypatch):
     service = serve(fleet=Mortal, transport=shm, kv_tokens=300)
-    assert service.ask(TEXT, max_tokens=8).whole.text is not None
+    eventually(lambda: service.router.pool.budget == 300)
     service.fleet.dead.add("decode_0")
     eventually(lambda: not service.router.pool.loads)
     answers = [service.ask(TEXT, max_tokens=60, ignore_eos=True) for _ in range(20)]
-    eventually(lambda: service.router.placement.stranded and service.router.admission.running_tokens + 60 > 240)
+    eventually(lambda: service.router.placement.stranded and service.router.admission.running_tokens > 200)
     assert 1 <= files(shm) <= 300 // 60 and service.router.admission.running_tokens <= 300
     for module in ("placement", "router"):
         monkeypatch.setattr(f"sun.router.{module}.STRANDED_S", 0.1)

@@ -104,7 +104,10 @@ class HandoffTrainer(Trainer):
         self.accelerator.unwrap_model(model or self.model).restore(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
+        # One process writes checkpoints, and takes them away in the end: the others must find this one whole.
+        self.accelerator.wait_for_everyone()
         self.accelerator.unwrap_model(self.model).restore(self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
 
 
 def split(step: list[int], parts: int) -> list[list[int]]:
