@@ -31,7 +31,7 @@ class System:
     workers: Callable[[int], int]
     own: bool = False
     scheme: str | None = "fp32"
-    router: Mapping[str, str | int] = field(default_factory=lambda: {"policy": "least_tokens"})
+    router: Mapping[str, str | int] = field(default_factory=lambda: {"policy": "pack"})
 
 
 SYSTEMS = {system.name: system for system in (

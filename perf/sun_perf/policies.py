@@ -24,19 +24,17 @@ from sun_perf.machine import commit, machine
 from sun_perf.perf_analyzer import perf_analyzer
 from sun_perf.results import RESULTS, write_result
 
-ROUTERS = {"least_tokens": {"policy": "least_tokens"}, **{f"pack_{batch}": {"policy": "pack", "pack_batch": batch} for batch in (4, 8)}}
-ALPHAS = (0.0, 1.2, 2.0)
+ROUTERS = {"least_tokens": {"policy": "least_tokens"}, **{f"pack_{batch}": {"policy": "pack", "pack_batch": batch} for batch in (4, 8, 16)}}
 
 
-def measure(runner: Runner, rounds: int, requests: int) -> list[dict]:
+def measure(runner: Runner, plan: Plan) -> list[dict]:
     """Rows of open loops: the baseline's closed loop gives the rate, then all take turns, A B B A."""
-    plan = Plan(alphas=ALPHAS, requests=requests)
     SYSTEMS.update({name: replace(SYSTEMS["sun"], name=name, router=router) for name, router in ROUTERS.items()})
     names = [BASELINE, *ROUTERS]
-    for turn in range(rounds + 1):
+    for turn in range(plan.rounds + 1):
         for name in [BASELINE] if turn == 0 else names[::-1 if turn % 2 else 1]:
             with runner.serving(name, plan.tasks) as server:
-                for alpha in ALPHAS:
+                for alpha in plan.alphas:
                     runner.open(server, name, plan, turn, alpha, EQUAL_LOAD) if turn else runner.closed(server, name, plan, turn, alpha)
     return [run for run in runner.runs if run["mode"] == "open"]
 
@@ -60,13 +58,14 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each after the first (default 3)")
-    parser.add_argument("--requests", type=int, default=60, help="of an open loop (default 60)")
+    parser.add_argument("--requests", type=int, default=40, help="of an open loop (default 40)")
+    parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 1.2, 2.0], help="Zipf exponents of the mix (default 0, 1.2 and 2)")
     parser.add_argument("--port", type=int, default=18200, help="first of three free ports (default 18200)")
     args = parser.parse_args()
     SCRATCH.mkdir(parents=True, exist_ok=True)
     with interruptible(), quiet_libraries(), tempfile.TemporaryDirectory(dir=SCRATCH) as scratch, perf_analyzer(SCRATCH) as load:
         runner = Runner(Path(scratch), Ports(args.port, args.port + 1, args.port + 2), load, material())
-        rows = measure(runner, args.rounds, args.requests)
+        rows = measure(runner, Plan(alphas=tuple(args.alphas), rounds=args.rounds, requests=args.requests))
     found = summary(rows)
     write_result(RESULTS / "policies.json", {
         "machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), "load": EQUAL_LOAD, "summary": found, "runs": rows})

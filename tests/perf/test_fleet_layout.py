@@ -66,7 +66,7 @@ def test_every_task_has_a_weights_file_of_its_own(tmp_path, material):
 
 def test_shared_workers_decode_with_the_base(tmp_path, material):
     root = lay_out(tmp_path / "root", tmp_path / "full", material, SYSTEMS["sun"], 4)
-    assert parameters(root, "sun") == {"policy": "least_tokens"} and "weights" not in parameters(root, "decode_0")
+    assert parameters(root, "sun") == {"policy": "pack"} and "weights" not in parameters(root, "decode_0")
     assert not (tmp_path / "full").exists()
     manifest = json.loads((root / "model_repository" / "prefill_task_3" / "1" / "task.json").read_text())
     assert manifest["weights"] == "lora"

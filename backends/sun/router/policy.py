@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 
-PACK_BATCH = 4
+PACK_BATCH = 8
 """Sequences that a worker gets before `Pack` gives the next one any: on the CPUs that were measured, a step of so many costs little more than one of one."""
 
 
