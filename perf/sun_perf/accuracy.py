@@ -69,7 +69,7 @@ def train(task: Task, weights: str, data: Path) -> dict:
         known = json.loads(note.read_text())
         if TuneSettings(**known["settings"]) == settings:
             return known
-    run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(data / task.name / "train.jsonl"), out, task.metric, settings)
+    run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(task.file(data, "train.jsonl")), out, task.metric, settings)
     rows, held_out, _ = run.read(HELD_OUT)
     cut_off = (out / SETTINGS_FILE).is_file() and not settings.differences(read_settings(out)) and not note.is_file()
     started = time.monotonic()
@@ -86,7 +86,7 @@ def evaluate(task: Task, row: Row, data: Path, trained: dict | None) -> None:
     """Score a row on the task's test set and write its result."""
     from sun_build.evaluate import engine_answers, score, summary, test_set, write_scored
 
-    conversations = test_set(data / task.name / "test.jsonl", task.metric, task.limit)
+    conversations = test_set(task.file(data, "test.jsonl"), task.metric, task.limit)
     answers = engine_answers(BASE, row.contestant(RUNS / task.name), conversations, max_tokens=task.max_tokens)
     scored = score(conversations, answers, task.metric)
     (RUNS / task.name).mkdir(parents=True, exist_ok=True)

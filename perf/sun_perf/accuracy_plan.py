@@ -21,7 +21,8 @@ HELD_OUT = 96
 class Task:
     """A column. metric: its score; also: other metrics worth a look. limit: test examples. settings: shared by all rows.
 
-    max_tokens: of an answer, well above the longest reference; it only spares the time of answers that ramble on.
+    max_tokens: of an answer, well above the longest reference; it only spares the time of answers that ramble on. data: its folder, if not called
+    like the column.
     """
 
     name: str
@@ -30,6 +31,11 @@ class Task:
     settings: TuneSettings
     also: tuple[str, ...] = ()
     max_tokens: int = 96
+    data: str = ""
+
+    def file(self, data: Path, name: str) -> Path:
+        """One of its files (train.jsonl, test.jsonl) in the folder of all tasks' data."""
+        return data / (self.data or self.name) / name
 
 
 def _settings(steps: int, batch: int, precision: str = "fp32") -> TuneSettings:
@@ -38,6 +44,7 @@ def _settings(steps: int, batch: int, precision: str = "fp32") -> TuneSettings:
 
 TASKS = {task.name: task for task in (
     Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
+    Task("banking_2400", "intent", 500, _settings(2400, 4, "bf16"), max_tokens=24, data="banking"),
     Task("math", "math", 329, _settings(660, 4, "bf16"), max_tokens=64),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bfcl", "bfcl", 200, _settings(150, 6)),

@@ -59,6 +59,10 @@ STUDY: dict[str, TuneSettings] = {
     "full, all weights, steps of a quarter, lr 2e-4": weights(2e-4, 4 * STEPS, batch=4, method="full"),
     "SUN, LoRA 64, K and V at 4 times the rate": lora(64, kv_lr=4.0),
     LONGER: lora(64, steps=4 * STEPS, batch=4, precision="bf16"),
+    "SUN, LoRA 64, fifteen times the steps of a quarter": lora(64, steps=15 * STEPS, batch=4, precision="bf16"),
+    "SUN, LoRA 64, fifteen times the steps of a quarter, lr 5e-4": lora(64, 5e-4, steps=15 * STEPS, batch=4, precision="bf16"),
+    "SUN, all weights, fifteen times the steps of a quarter, lr 1e-3": weights(1e-3, 15 * STEPS, batch=4, precision="bf16"),
+    "SUN, all weights, fifteen times the steps of a quarter, lr 3e-4": weights(3e-4, 15 * STEPS, batch=4, precision="bf16"),
     "SUN, LoRA 64, half the loss from the full fine-tune": lora(64, distill=0.5),
     "SUN, LoRA 64, all of the loss from it": lora(64, distill=1.0),
 }
