@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sun.stubs import Stubs
+from sun_build.config_file import set_parameter
 from sun_client.client import SunClient
 from sun_client.errors import ServerError, SunError
 from sun_client.replacement import Replacement
@@ -74,12 +75,16 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watched(root: Path) -> Iterator[Watched]:
-    """A server of its own for the tests of this file, on the repository of all."""
+    """A server of its own for the tests of this file, on the repository of all; its workers share the work evenly, so that each has something to lose."""
+    config = root / "model_repository" / "sun" / "config.pbtxt"
+    packing = config.read_text()
+    set_parameter(config, "policy", "least_tokens")
     with Server(root, free_ports()) as server:
         watched = Watched(server)
         yield watched
         watched.pool.shutdown()
         server.stop(drain_s=0)  # Triton waits for streams of the killed
+    config.write_text(packing)
     assert server.leftovers() == []
 
 
