@@ -169,8 +169,9 @@ class Shm:
             if self._outstanding + size > self.most:
                 raise OSError(errno.EDQUOT, f"max_ticket_tokens: {self._outstanding} bytes of earlier prompts' KV are outstanding, {size} more are over the limit of {self.most}")
         publication = ShmPublication(self.owner / secrets.token_hex(16), nbytes)
-        self._held[publication.path.name] = size
-        self._outstanding += size
+        if self.most:  # without a limit nobody would ever forget what is released
+            self._held[publication.path.name] = size
+            self._outstanding += size
         return publication
 
     def _forget_released(self) -> None:
