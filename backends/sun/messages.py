@@ -23,6 +23,11 @@ class Admit(msgspec.Struct, frozen=True, kw_only=True, tag="admit", forbid_unkno
     generated: list[int] = []
     module: str = ""
 
+    @property
+    def need(self) -> int:
+        """KV slots, in tokens, that it takes: the last sampled token's K and V are never needed."""
+        return len(self.prompt) + self.params.max_tokens - 1
+
 
 class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort", forbid_unknown_fields=True):
     """Drop these sequences at once; unknown ones are ignored."""
@@ -54,14 +59,30 @@ class Drain(msgspec.Struct, frozen=True, kw_only=True, tag="drain", forbid_unkno
 Request = Admit | Abort | GetStats | Drain
 
 
+class Load(msgspec.Struct, frozen=True):
+    """What a worker has to do: the tokens that its sequences may still generate, and how many sequences these are.
+
+    room: KV slots, in tokens, that are free and that no sequence waits for; below 0 if more are waited for than are free.
+    at: nanoseconds of the worker's own clock, which never goes back; of two loads the later one holds, whichever comes last.
+    """
+
+    tokens: int
+    sequences: int
+    room: int = 0
+    at: int = 0
+
+    def __add__(self, other: Load) -> Load:
+        """Both together, as of the later one."""
+        return Load(self.tokens + other.tokens, self.sequences + other.sequences, self.room + other.room, max(self.at, other.at))
+
+
 class Ack(msgspec.Struct, frozen=True, kw_only=True, tag="ack"):
     """An `Admit`, `Abort` or `Drain` was taken; but an `Admit` was not if the worker is ``draining``.
 
-    load: tokens that this worker's ``sequences`` may still generate. module: what it decodes with; two of one name give the same bits.
+    module: what it decodes with; two of one name give the same bits.
     """
 
-    load: int
-    sequences: int = 0
+    load: Load
     draining: bool = False
     module: str = ""
 
@@ -81,12 +102,11 @@ class TokenEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StepEvents(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """Everything one step brought for one router. load, sequences: as in `Ack`, after the step."""
+    """Everything one step brought for one router. load: after the step."""
 
     step: int
-    load: int
+    load: Load
     events: list[TokenEvent]
-    sequences: int = 0
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +118,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
-    """A worker's state. Tokens count KV slots; steps are the latest ones, oldest first. draining, module: as in `Ack`."""
+    """A worker's state. load: `Load`'s tokens. Tokens count KV slots; steps are the latest ones, oldest first. draining, module: as in `Ack`."""
 
     running: int
     waiting: int

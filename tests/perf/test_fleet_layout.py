@@ -10,7 +10,8 @@ import torch
 
 from sun.model.loading import load_decode, load_prefill
 from sun.model.weights import map_checkpoint
-from sun.router.policy import Load, Partitioned, parse_owners
+from sun.messages import Load
+from sun.router.policy import Partitioned, parse_owners
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
 from sun_perf.fleet_layout import KV_TOKENS, SYSTEMS, Material, lay_out, merge, task_names

@@ -18,12 +18,12 @@ output [{ name: "reply" data_type: TYPE_STRING dims: [-1] }]
 WORKER = '''
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from sun.messages import Ack, encode
+from sun.messages import Ack, Load, encode
 
 class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
-            reply = pb_utils.Tensor("reply", np.array([encode(Ack(load=7))], dtype=np.object_))
+            reply = pb_utils.Tensor("reply", np.array([encode(Ack(load=Load(7, 1)))], dtype=np.object_))
             request.get_response_sender().send(pb_utils.InferenceResponse([reply]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 '''
 CALLER = '''
@@ -36,7 +36,7 @@ class TritonPythonModel:
     def execute(self, requests):
         fleet = BlsFleet()
         with ThreadPoolExecutor(4) as pool:
-            loads = list(pool.map(lambda i: fleet.abort("decode_0", [str(i)]).load, range(20000)))
+            loads = list(pool.map(lambda i: fleet.abort("decode_0", [str(i)]).load.tokens, range(20000)))
         reply = pb_utils.Tensor("reply", np.array([str(sum(loads)).encode()], dtype=np.object_))
         return [pb_utils.InferenceResponse([reply]) for _ in requests]
 '''

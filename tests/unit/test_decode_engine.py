@@ -142,7 +142,7 @@ def test_an_abort_in_mid_stream_frees_the_slot_and_disturbs_nobody(bench, plain)
     it.gate.allow(3)
     it.gate.wait_entered(4)  # three steps are done; the fourth, with both, is held
     ack = it.engine.abort(["a", "unknown"])
-    assert ack.load == 8 - 2
+    assert ack.load.tokens == 8 - 2
     it.gate.open()
     events = it.events()
     assert [e.token for e in events if e.id == "b"] == greedy(plain, PROMPT[:3])
@@ -158,7 +158,7 @@ def test_an_abort_of_a_waiting_sequence_takes_it_out_at_once(bench):
     it.admit("b", PROMPT)
     it.admit("c", PROMPT)
     assert (it.engine.stats().running, it.engine.stats().waiting) == (1, 2)
-    assert it.engine.abort(["b"]).load == 16
+    assert it.engine.abort(["b"]).load.tokens == 16
     assert (it.engine.stats().running, it.engine.stats().waiting) == (1, 1)
     it.gate.open()
     assert set(it.answers()) == {"a", "c"} and empty(it)
@@ -183,7 +183,7 @@ def test_an_abort_while_the_kv_is_pulled_frees_the_slot(bench):
     it = bench(transport=slow)
     it.admit("a", PROMPT)
     assert slow.pulling.wait(PATIENCE_S) and it.engine.stats().waiting == 1
-    assert it.engine.abort(["a"]).load == 0
+    assert it.engine.abort(["a"]).load.tokens == 0
     slow.go.set()
     assert it.events() == [] and it.engine.stats().step == 0
     it.settle(lambda: empty(it))
@@ -320,12 +320,12 @@ def test_a_step_that_fails_ends_its_sequences_with_an_error_and_the_worker_goes_
 
 def test_the_load_is_the_tokens_that_may_still_come(bench):
     it = bench(gated=True)
-    assert it.admit("a", PROMPT, max_tokens=5).load == 5
+    assert it.admit("a", PROMPT, max_tokens=5).load.tokens == 5
     it.gate.wait_entered(1)
-    assert it.admit("b", PROMPT, max_tokens=3, router="other").load == 8
+    assert it.admit("b", PROMPT, max_tokens=3, router="other").load.tokens == 8
     it.settle(lambda: len(it.scheduler.running) == 2)
     it.gate.open()
-    loads = [step.load for steps in it.engine.outbox.listen("r") for step in steps]
+    loads = [step.load.tokens for steps in it.engine.outbox.listen("r") for step in steps]
     assert loads == [7, 5, 3, 1, 0]
     stats = it.engine.stats()
     assert (stats.load, stats.running, stats.waiting, stats.free_tokens) == (0, 0, 0, stats.budget_tokens)

@@ -11,7 +11,7 @@ import pytest
 
 from sun.decode.outbox import Outbox
 from sun.events import EventServer, hear
-from sun.messages import StepEvents, TokenEvent
+from sun.messages import Load, StepEvents, TokenEvent
 
 from .harness import within
 
@@ -27,7 +27,7 @@ BROKEN = (EOFError, OSError)
 
 
 def step(number: int) -> StepEvents:
-    return StepEvents(step=number, load=3, events=[TokenEvent(id="r-1", token=number, top=[(number, -0.5)]), TokenEvent(id="r-2", error="ü")])
+    return StepEvents(step=number, load=Load(3, 2), events=[TokenEvent(id="r-1", token=number, top=[(number, -0.5)]), TokenEvent(id="r-2", error="ü")])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sun.decode.params import SamplingParams
 from sun.messages import (
-    Abort, Ack, Admit, Drain, GetStats, Stats, StepEvents, StepRecord, TokenEvent, decode_reply, decode_request, encode,
+    Abort, Ack, Admit, Drain, GetStats, Load, Stats, StepEvents, StepRecord, TokenEvent, decode_reply, decode_request, encode,
 )
 
 ADMIT = Admit(id="a", router="r", task="t", prompt=[1, 2], params=SamplingParams(seed=2**63 - 1, stop=["é"]))
@@ -27,9 +27,10 @@ requests = st.one_of(
 events = st.builds(
     TokenEvent, id=ids, token=st.none() | tokens, logprob=st.none() | numbers,
     top=st.none() | st.lists(st.tuples(tokens, numbers), max_size=2), finish=st.none() | ids, error=st.none() | ids)
+loads = st.builds(Load, tokens, tokens, st.integers(-(2**31), 2**31), st.integers(0, 2**63 - 1))
 replies = st.one_of(
-    st.builds(Ack, load=tokens, sequences=tokens, draining=st.booleans(), module=ids),
-    st.builds(StepEvents, step=tokens, load=tokens, sequences=tokens, events=st.lists(events, max_size=3)),
+    st.builds(Ack, load=loads, draining=st.booleans(), module=ids),
+    st.builds(StepEvents, step=tokens, load=loads, events=st.lists(events, max_size=3)),
     st.builds(Stats, running=tokens, waiting=tokens, load=tokens, free_tokens=tokens, budget_tokens=tokens, step=tokens,
               steps=st.lists(st.builds(StepRecord, step=tokens, ms=numbers, tasks=st.dictionaries(ids, tokens, max_size=2)), max_size=2),
               draining=st.booleans(), module=ids))
@@ -52,8 +53,8 @@ def test_a_message_is_json_that_a_person_can_write():
 
 
 def test_an_event_without_extras_is_short():
-    step = StepEvents(step=1, load=2, events=[TokenEvent(id="a", token=3)], sequences=1)
-    assert encode(step) == b'{"type":"step","step":1,"load":2,"events":[{"id":"a","token":3}],"sequences":1}'
+    step = StepEvents(step=1, load=Load(2, 1, -3, 7), events=[TokenEvent(id="a", token=3)])
+    assert encode(step) == b'{"type":"step","step":1,"load":{"tokens":2,"sequences":1,"room":-3,"at":7},"events":[{"id":"a","token":3}]}'
 
 
 @pytest.mark.parametrize(("change", "name"), [

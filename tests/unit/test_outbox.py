@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from sun.decode import outbox as outbox_module
 from sun.decode.outbox import Outbox
-from sun.messages import StepEvents
+from sun.messages import Load, StepEvents
 
 from .harness import PATIENCE_S, eventually, within
 
 
 def step(number: int) -> StepEvents:
-    return StepEvents(step=number, load=0, events=[])
+    return StepEvents(step=number, load=Load(0, 0), events=[])
 
 
 def numbers(batches) -> list[int]:

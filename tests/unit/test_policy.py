@@ -8,20 +8,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sun.router.policy import POLICIES, LeastTokens, Load, Pack, Partitioned, RoundRobin, make_policy, parse_owners
+from sun.messages import Load
+from sun.router.policy import POLICIES, LeastTokens, Pack, Partitioned, RoundRobin, make_policy, parse_owners
 
 WORKERS = ("decode_0", "decode_1", "decode_2", "decode_3")
-load = st.builds(Load, st.integers(0, 5), st.integers(0, 5))
+load = st.builds(Load, st.integers(0, 5), st.integers(0, 5), st.integers(-5, 5))
 loads = st.dictionaries(st.sampled_from(WORKERS), load, min_size=1)
 IDLE = Load(0, 0)
 tasks = st.sampled_from(["a", "b", "c"])
 
 
-@given(st.lists(st.tuples(tasks, loads), max_size=20))
-def test_least_tokens_picks_the_least_reported_load(calls):
+needs = st.integers(0, 5)
+
+
+@given(st.lists(st.tuples(tasks, loads, needs), max_size=20))
+def test_least_tokens_picks_the_least_load_among_those_with_room(calls):
     policy = LeastTokens()
-    for task, load in calls:
-        assert load[policy.pick(task, load)].tokens == min(load.values()).tokens
+    for task, load, need in calls:
+        roomy = [one for one in load.values() if one.room >= need] or load.values()
+        assert load[policy.pick(task, load, need)].tokens == min(one.tokens for one in roomy)
 
 
 def test_least_tokens_fills_an_idle_pool_evenly():
@@ -29,14 +34,14 @@ def test_least_tokens_fills_an_idle_pool_evenly():
     assert set(Counter(policy.pick("a", dict.fromkeys(WORKERS, IDLE)) for _ in range(40)).values()) == {10}
 
 
-@given(st.integers(1, 6), loads)
-def test_pack_uses_no_further_worker_than_it_must(full, loads):
-    picked = Pack(full).pick("a", loads)
-    roomy = [name for name in sorted(loads) if loads[name].sequences < full]
+@given(st.integers(1, 6), loads, needs)
+def test_pack_uses_no_further_worker_than_it_must(full, loads, need):
+    picked = Pack(full).pick("a", loads, need)
+    roomy = [name for name in sorted(loads) if loads[name].sequences < full and loads[name].room >= need]
     if roomy:
         assert picked == roomy[0]
     else:
-        assert loads[picked].tokens == min(loads.values()).tokens, "as if there were no packing"
+        assert loads[picked].tokens == loads[LeastTokens().pick("a", loads, need)].tokens, "as if there were no packing"
 
 
 def test_pack_fills_one_worker_after_the_other():

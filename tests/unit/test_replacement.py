@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sun.messages import Ack, Stats
+from sun.messages import Ack, Load, Stats
 from sun_client import replacement
 from sun_client.errors import ServerError
 from sun_client.replacement import Replacement
@@ -45,7 +45,7 @@ class Workers:
         if evict:
             self.done.append(f"evict {worker}")
             self.left[worker] = 0
-        return Ack(load=0)
+        return Ack(load=Load(0, 0))
 
     def unload(self, worker):
         assert any(other not in self.draining for other in self.loaded if other != worker), "nobody serves"

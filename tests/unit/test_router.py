@@ -7,11 +7,12 @@ import random
 import re
 import sys
 import threading
+import time
 
 import pytest
 
 from sun.local import LocalFleet
-from sun.messages import Ack
+from sun.messages import Ack, Load
 from sun.router.policy import Pack, Partitioned
 from sun.router.request import GenerateRequest, Handover
 from sun.router.router import Limits
@@ -248,10 +249,10 @@ class Scripted(LocalFleet):
 
     def admit(self, worker, admit, shipment):
         self.picked.append(worker)
-        return Ack(load=self.reported[worker])
+        return Ack(load=Load(self.reported[worker], 1, 1000, time.monotonic_ns()))
 
     def abort(self, worker, ids):
-        return Ack(load=self.reported[worker])
+        return Ack(load=Load(self.reported[worker], 1, 1000, time.monotonic_ns()))
 
     def listen(self, worker, router):
         assert self.released.wait(PATIENCE_S)

@@ -12,7 +12,7 @@ from sun.decode.kv_pool import KVPool
 from sun.decode.params import SamplingParams
 from sun.decode.scheduler import Scheduler
 from sun.decode.sequence import Sequence
-from sun.messages import Admit
+from sun.messages import Admit, Load
 
 from .test_ticket import GEOMETRY, TICKET
 
@@ -72,7 +72,9 @@ class AnyEvents(RuleBasedStateMachine):
         self.it.check_integrity()
         assert list(self.it.waiting) == self.line
         assert len(self.it.placed) + len(self.it.running) <= MAX_BATCH
-        assert self.it.load == sum(s.outstanding for s in self.it.sequences)
+        load = self.it.load()
+        assert (load.tokens, load.sequences) == (sum(s.outstanding for s in self.it.sequences), len(self.it.sequences))
+        assert load.room == BUDGET - sum(s.need for s in self.it.sequences), "what waits is counted as if it had its slot"
 
     def teardown(self):
         for one in self.it.sequences:
@@ -104,9 +106,18 @@ def test_sequences_that_were_aborted_are_no_load():
     one, other = sequence(1, 5), sequence(1, 7)
     it.add(one)
     it.add(other)
-    assert it.load == 12
+    assert it.load().tokens == 12
     one.aborted = True
-    assert it.load == 7
+    assert it.load().tokens == 7
+
+
+def test_those_that_leave_are_no_load_and_their_slots_are_free():
+    it = scheduler()
+    one, other = sequence(2, 5), sequence(1, 7)
+    for each in (one, other):
+        it.add(each)
+        it.start(it.place())
+    assert it.load(3, [one]) == Load(7, 1, BUDGET - other.need, 3)
 
 
 def test_load_falls_with_every_token():
@@ -114,4 +125,4 @@ def test_load_falls_with_every_token():
     one = sequence(1, 5)
     it.add(one)
     one.generated += [3, 4]
-    assert it.load == 3 and one.position == 2 and one.last == 4
+    assert it.load().tokens == 3 and one.position == 2 and one.last == 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from sun.decode.sequence import Sequence
 from sun.handoff.kv import verified_kv
 from sun.handoff.ticket import TicketError, check_fits, parse
 from sun.handoff.transport import Transport
-from sun.messages import Ack, Admit, Stats, StepEvents, StepRecord, TokenEvent
+from sun.messages import Ack, Admit, Load, Stats, StepEvents, StepRecord, TokenEvent
 from sun.model.manifest import BaseManifest
 
 STEPS_KEPT = 4096
@@ -112,7 +112,7 @@ class DecodeEngine:
         with self._changed:
             scheduler = self.scheduler
             return Stats(
-                running=len(scheduler.running), waiting=len(scheduler.waiting) + len(scheduler.placed), load=scheduler.load,
+                running=len(scheduler.running), waiting=len(scheduler.waiting) + len(scheduler.placed), load=scheduler.load().tokens,
                 free_tokens=self.pool.free_tokens, budget_tokens=self.pool.budget, step=self._step,
                 steps=[record for record in self._records if record.step > after], draining=self._draining, module=self.module)
 
@@ -133,7 +133,10 @@ class DecodeEngine:
                 self._fail(sequence, "the decode worker is shutting down")
 
     def _ack(self) -> Ack:
-        return Ack(load=self.scheduler.load, sequences=self.scheduler.count, draining=self._draining, module=self.module)
+        return Ack(load=self._load(), draining=self._draining, module=self.module)
+
+    def _load(self, without: Iterable[Sequence] = ()) -> Load:
+        return self.scheduler.load(time.monotonic_ns(), without)
 
     def _leave(self, sequence: Sequence) -> None:
         self.scheduler.remove(sequence)
@@ -142,8 +145,7 @@ class DecodeEngine:
 
     def _fail(self, sequence: Sequence, error: str) -> None:
         event = TokenEvent(id=sequence.admit.id, finish="error", error=error)
-        self.outbox.put(
-            sequence.admit.router, StepEvents(step=self._step, load=self.scheduler.load, events=[event], sequences=self.scheduler.count))
+        self.outbox.put(sequence.admit.router, StepEvents(step=self._step, load=self._load(), events=[event]))
         self._leave(sequence)
 
     def _pull_loop(self) -> None:
@@ -240,9 +242,9 @@ class DecodeEngine:
                 id=sequence.admit.id, token=choice.token, logprob=choice.logprob, top=choice.top, finish=finish))
             if finish:
                 ended.append(sequence)
-        load, count = self.scheduler.load - sum(s.outstanding for s in ended), self.scheduler.count - len(ended)
+        load = self._load(ended)
         for router, tokens in events.items():
-            if not self.outbox.put(router, StepEvents(step=self._step, load=load, events=tokens, sequences=count)):
+            if not self.outbox.put(router, StepEvents(step=self._step, load=load, events=tokens)):
                 for sequence in batch:
                     sequence.aborted = sequence.aborted or sequence.admit.router == router
         for sequence in ended:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 from sun.decode.kv_pool import KVPool
 from sun.decode.sequence import Sequence
+from sun.messages import Load
 
 
 class Scheduler:
@@ -26,14 +28,14 @@ class Scheduler:
         return [*self.waiting, *self.placed, *self.running]
 
     @property
-    def load(self) -> int:
-        """Tokens that all its sequences may still generate."""
-        return sum(s.outstanding for s in self.sequences if not s.aborted)
+    def room(self) -> int:
+        """Tokens of KV that are free and that none waits for."""
+        return self.pool.free_tokens - sum(s.need for s in self.waiting)
 
-    @property
-    def count(self) -> int:
-        """How many sequences it knows that are not to be dropped."""
-        return sum(not s.aborted for s in self.sequences)
+    def load(self, at: int = 0, without: Iterable[Sequence] = ()) -> Load:
+        """What there is to do, less what is to be dropped and those that leave now (``without``, which run)."""
+        left = [s for s in self.sequences if not s.aborted and s not in without]
+        return Load(sum(s.outstanding for s in left), len(left), self.room + sum(s.slot.size for s in without), at)
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence in line."""

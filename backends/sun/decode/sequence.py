@@ -33,8 +33,8 @@ class Sequence:
 
     @property
     def need(self) -> int:
-        """Slot size in tokens: the last sampled token's K and V are never needed."""
-        return len(self.admit.prompt) + self.admit.params.max_tokens - 1
+        """Slot size in tokens."""
+        return self.admit.need
 
     @property
     def position(self) -> int:

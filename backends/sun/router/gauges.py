@@ -18,7 +18,7 @@ def set_gauges(meter: Meter, tasks: Iterable[str], requests: Iterable[Active], p
             counts[key] = counts.get(key, 0) + 1
     for (name, task), count in counts.items():
         meter.set(f"sun_num_requests_{name}", count, task=task)
-    loads, used = dict(pool.loads), dict(pool.used)
+    loads, used = pool.loads, dict(pool.used)
     for worker in pool.workers:
         meter.set("sun_worker_up", worker in loads, worker=worker)
         meter.set("sun_worker_outstanding_tokens", loads[worker].tokens if worker in loads else 0, worker=worker)

@@ -44,8 +44,8 @@ class Placement:
         tried: set[str] = set()
         failed: Exception | None = None
         while not active.ended:
-            tokens = active.admit.params.max_tokens - len(active.tokens)
-            worker = self.pool.pick(active.admit.task, tokens, tried, active.bound)
+            tokens, need = active.admit.params.max_tokens - len(active.tokens), active.admit.need
+            worker = self.pool.pick(active.admit.task, tokens, need, tried, active.bound)
             if worker is None:
                 if failed is not None:
                     raise failed
@@ -53,11 +53,11 @@ class Placement:
                 return
             admit = active.assign(worker)
             if admit is None:
-                return self.pool.put_back(worker, tokens)
+                return self.pool.arrived(worker, tokens, need)
             try:
                 ack = self.fleet.admit(worker, admit, active.shipment)
+                self.pool.report(worker, ack.load)
             except Exception as error:
-                self.pool.put_back(worker, tokens)
                 if active.withdraw(worker) is None:
                     return  # ended meanwhile, or the worker was found dead and another is being looked for already
                 if isinstance(error, ValueError) or getattr(error, "code", None) == "INVALID_ARG":
@@ -68,7 +68,8 @@ class Placement:
                     failed = error
                     tried.add(worker)
                 continue
-            self.pool.report(worker, ack)
+            finally:
+                self.pool.arrived(worker, tokens, need)
             if ack.draining:
                 self.pool.drained(worker)
                 if active.withdraw(worker) is None:
@@ -110,7 +111,7 @@ class Placement:
         if not admissions:
             return
         try:
-            self.pool.report(worker, self.fleet.abort(worker, admissions))
+            self.pool.report(worker, self.fleet.abort(worker, admissions).load)
         except Exception:
             log.exception("could not abort %s on %s", ", ".join(admissions), worker)
 
@@ -119,9 +120,9 @@ class Placement:
         until = self.stranded.get(active.key)
         if until is None:
             return
-        worker = self.pool.pick(active.admit.task, 0, set(), active.bound)
+        worker = self.pool.pick(active.admit.task, 0, 0, set(), active.bound)
         if worker is not None:
-            self.pool.put_back(worker, 0)
+            self.pool.arrived(worker, 0, 0)
             self.forget(active)
             self._again(active)
         elif time.monotonic() > until:

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from sun.messages import Load
 
 PACK_BATCH = 8
 """Sequences that a worker gets before `Pack` gives the next one any: on the CPUs that were measured, a step of so many costs little more than one of one."""
 
 
-class Load(NamedTuple):
-    """tokens that a worker's sequences may still generate, and how many sequences these are."""
-
-    tokens: int
-    sequences: int
-
-
 class Policy(Protocol):
-    """Picks one of ``loads``, by worker name. Called under the pool's lock. None if no worker of ``loads`` may take the task."""
+    """Picks one of ``loads``, by worker name. Called under the pool's lock. None if no worker of ``loads`` may take the task.
 
-    def pick(self, task: str, loads: dict[str, Load]) -> str | None: ...
+    need: KV slots, in tokens, that the sequence takes.
+    """
+
+    def pick(self, task: str, loads: dict[str, Load], need: int = 0) -> str | None: ...
 
 
 class LeastTokens:
-    """The worker with the fewest outstanding tokens; any worker for any task. Ties go round, so that an idle pool fills evenly."""
+    """The worker with the fewest outstanding tokens, among those that have room for the sequence if any has; any worker for any task.
+
+    Ties go round, so that an idle pool fills evenly.
+    """
 
     def __init__(self) -> None:
         self._turn = itertools.count()
 
-    def pick(self, task: str, loads: dict[str, Load]) -> str | None:
+    def pick(self, task: str, loads: dict[str, Load], need: int = 0) -> str | None:
         names = sorted(loads)
         if not names:
             return None
         turn = next(self._turn) % len(names)
-        return min(names[turn:] + names[:turn], key=lambda name: loads[name].tokens)
+        return min(names[turn:] + names[:turn], key=lambda name: (loads[name].room < need, loads[name].tokens))
 
 
 class Pack:
-    """The first worker, by name, that has fewer than ``full`` sequences; if none has, the one with the fewest outstanding tokens.
+    """The first worker, by name, that has fewer than ``full`` sequences and room for this one; if none has, as `LeastTokens`.
 
     For workers that share a memory bus, such as processes on one CPU: a step reads all weights however few sequences it serves, so two
     workers with half a batch each slow each other down where one with all of it would not.
@@ -50,9 +50,9 @@ class Pack:
             raise ValueError(f"pack_batch: got {full}, must be at least 1")
         self._full, self._among_full = full, LeastTokens()
 
-    def pick(self, task: str, loads: dict[str, Load]) -> str | None:
-        roomy = (name for name in sorted(loads) if loads[name].sequences < self._full)
-        return next(roomy, None) or self._among_full.pick(task, loads)
+    def pick(self, task: str, loads: dict[str, Load], need: int = 0) -> str | None:
+        roomy = (name for name in sorted(loads) if loads[name].sequences < self._full and loads[name].room >= need)
+        return next(roomy, None) or self._among_full.pick(task, loads, need)
 
 
 class RoundRobin:
@@ -61,7 +61,7 @@ class RoundRobin:
     def __init__(self) -> None:
         self._turn = itertools.count()
 
-    def pick(self, task: str, loads: dict[str, Load]) -> str | None:
+    def pick(self, task: str, loads: dict[str, Load], need: int = 0) -> str | None:
         names = sorted(loads)
         return names[next(self._turn) % len(names)] if names else None
 
@@ -78,7 +78,7 @@ class Partitioned:
         self._reserved = frozenset(itertools.chain.from_iterable(self._owners.values()))
         self._within = LeastTokens()
 
-    def pick(self, task: str, loads: dict[str, Load]) -> str | None:
+    def pick(self, task: str, loads: dict[str, Load], need: int = 0) -> str | None:
         if not loads:
             return None
         if task not in self._owners:
@@ -87,7 +87,7 @@ class Partitioned:
                 raise ValueError(f"owners: task {task!r} is not in it, and every worker belongs to another task")
             taken = list(itertools.chain.from_iterable(self._owners.values()))
             self._owners[task] = [min(free, key=taken.count)]
-        return self._within.pick(task, {name: load for name, load in loads.items() if name in self._owners[task]})
+        return self._within.pick(task, {name: load for name, load in loads.items() if name in self._owners[task]}, need)
 
 
 POLICIES = {"least_tokens": LeastTokens, "pack": Pack, "round_robin": RoundRobin, "partitioned": Partitioned}

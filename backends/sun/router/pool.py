@@ -7,18 +7,20 @@ import threading
 import time
 from collections.abc import Callable
 
-from sun.messages import Ack, Stats, StepEvents
+from sun.messages import Load, Stats
 from sun.router.errors import Gone
 from sun.router.fleet import Fleet
-from sun.router.policy import Load, Policy
+from sun.router.policy import Policy
 
 log = logging.getLogger("sun.router")
+NO_LIMIT = 2**62
+"""Room of a worker that has not said yet how much it has."""
 BEAT_S = 0.5
 """Seconds between heartbeats. With what a fleet takes for one (2 s in Triton), a dead or hanging worker is known within 2.5 s."""
 
 
 class Pool:
-    """Loads in tokens as the workers report them, and a heartbeat for each. Safe to use from any thread.
+    """Loads as the workers report them and with what is on its way to them, and a heartbeat for each. Safe to use from any thread.
 
     lost(worker) is called when a worker is found dead, found(worker) when it answers again, from a thread of the pool's.
     """
@@ -29,8 +31,8 @@ class Pool:
         self._budgets: dict[str, int] = {}
         self._modules: dict[str, str] = {}
         self._draining: set[str] = set()
-        self.loads = dict.fromkeys(workers, Load(0, 0))
-        """Of the living workers."""
+        self._said = dict.fromkeys(workers, Load(0, 0, NO_LIMIT))
+        self._under_way = dict.fromkeys(workers, Load(0, 0))
         self.used: dict[str, float] = {}
         """Share of its KV pool's tokens that a worker has taken."""
         self._there = time.monotonic()
@@ -45,13 +47,22 @@ class Pool:
         With no such worker, that of all: their requests wait for one with their KV in shared memory, which is no larger for that.
         """
         with self._lock:
-            return sum(self._budgets.get(worker, 0) for worker in self.loads.keys() - self._draining) or sum(self._budgets.values()) or None
+            return sum(self._budgets.get(worker, 0) for worker in self._said.keys() - self._draining) or sum(self._budgets.values()) or None
 
     @property
     def away_s(self) -> float:
         """For how many seconds there has been no worker that takes sequences; 0 if there is one."""
         with self._lock:
-            return 0.0 if self.loads.keys() - self._draining else time.monotonic() - self._there
+            return 0.0 if self._said.keys() - self._draining else time.monotonic() - self._there
+
+    @property
+    def loads(self) -> dict[str, Load]:
+        """Of the living workers."""
+        with self._lock:
+            return self._loads()
+
+    def _loads(self) -> dict[str, Load]:
+        return {worker: said + self._under_way[worker] for worker, said in self._said.items()}
 
     def start(self) -> None:
         """Begin the heartbeats."""
@@ -62,35 +73,32 @@ class Pool:
         """Stop the heartbeats; one that waits for a worker is not waited for."""
         self._closed.set()
 
-    def pick(self, task: str, tokens: int, tried: set[str], module: str = "") -> str | None:
-        """A living worker for ``task`` that is not among ``tried`` and does not drain; None if there is none. A sequence of ``tokens`` is on its load at once.
+    def pick(self, task: str, tokens: int, need: int, tried: set[str], module: str = "") -> str | None:
+        """A living worker for ``task`` that is not among ``tried`` and does not drain; None if there is none.
 
+        A sequence of ``tokens`` to come and ``need`` KV slots is on its load at once, until `arrived`, whatever it reports meanwhile.
         module: only one that decodes with this module; "" for any.
         """
         with self._lock:
+            loads = self._loads()
             barred = tried | self._draining
             if module:
-                barred |= {name for name in self.loads if self._modules.get(name, module) != module}
-            worker = self.policy.pick(task, {name: load for name, load in self.loads.items() if name not in barred})
+                barred |= {name for name in loads if self._modules.get(name, module) != module}
+            worker = self.policy.pick(task, {name: load for name, load in loads.items() if name not in barred}, need)
             if worker is not None:
-                self._add(worker, tokens, 1)
+                self._under_way[worker] += Load(tokens, 1, -need)
             return worker
 
-    def put_back(self, worker: str, tokens: int) -> None:
-        """The worker did not take what it was picked for."""
+    def arrived(self, worker: str, tokens: int, need: int) -> None:
+        """What the worker was picked for is in its own reports from now on, or never was to be."""
         with self._lock:
-            self._add(worker, -tokens, -1)
+            self._under_way[worker] += Load(-tokens, -1, need)
 
-    def _add(self, worker: str, tokens: int, sequences: int) -> None:
-        load = self.loads.get(worker)
-        if load is not None:
-            self.loads[worker] = Load(load.tokens + tokens, load.sequences + sequences)
-
-    def report(self, worker: str, said: Ack | StepEvents) -> None:
-        """What the worker says its load is."""
+    def report(self, worker: str, load: Load) -> None:
+        """What the worker says its load is; heeded unless it has said something later."""
         with self._lock:
-            if worker in self.loads:
-                self.loads[worker] = Load(said.load, said.sequences)
+            if worker in self._said and load.at >= self._said[worker].at:
+                self._said[worker] = load
 
     def drained(self, worker: str) -> None:
         """The worker says that it takes no new sequences; the next heartbeat without it is its return."""
@@ -100,7 +108,7 @@ class Pool:
     def lose(self, worker: str, why: Exception) -> None:
         """The worker is dead or hangs."""
         with self._lock:
-            known = self.loads.pop(worker, None) is not None
+            known = self._said.pop(worker, None) is not None
         if known and not self._closed.is_set():
             log.warning("decode worker %s is lost: %s", worker, why)
             self._lost(worker)
@@ -123,9 +131,9 @@ class Pool:
             (self._draining.add if stats.draining else self._draining.discard)(worker)
             if not stats.draining:
                 self._there = time.monotonic()
-            new = worker not in self.loads
+            new = worker not in self._said
             if new:
-                self.loads[worker] = Load(stats.load, stats.running + stats.waiting)
+                self._said[worker] = Load(stats.load, stats.running + stats.waiting, stats.free_tokens)
         if new:
             log.warning("decode worker %s is back", worker)
             self._found(worker)

@@ -254,7 +254,7 @@ class Router:
         broken = None
         try:
             for step in self.fleet.listen(worker, self.name):
-                self.pool.report(worker, step)
+                self.pool.report(worker, step.load)
                 self.pace.note(len(step.events))
                 for event in step.events:
                     active = self._active.get(event.id.rpartition("-")[0])

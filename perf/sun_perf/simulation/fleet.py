@@ -112,7 +112,7 @@ class _Run:
     def _published(self, sequence: Sequence) -> None:
         sequence.prefilled = self.env.now
         pool = self.pools[sequence.request.task]
-        pool[self.policy.pick(sequence.request.task, {name: worker.load for name, worker in pool.items()})].admit(sequence)
+        pool[self.policy.pick(sequence.request.task, {name: worker.load for name, worker in pool.items()}, sequence.need)].admit(sequence)
 
     def _ended(self, sequence: Sequence) -> None:
         self.unfinished -= 1

@@ -11,9 +11,9 @@ import simpy
 
 from sun.decode.kv_pool import KVPool, Slot
 from sun.decode.scheduler import Scheduler
+from sun.messages import Load
 from sun.model.manifest import Geometry, Rope
 from sun.prefill.engine import plan
-from sun.router.policy import Load
 from sun_perf.simulation.costs import PrefillTime, Prompt, StepTime
 from sun_perf.simulation.leap import Leap
 from sun_perf.simulation.traffic import Request
@@ -118,9 +118,9 @@ class DecodeWorker:
 
     @property
     def load(self) -> Load:
-        """Tokens that its sequences may still generate, as its latest step reported."""
-        leap = self._leap
-        return Load(self._outstanding - (leap.batch * leap.whole_steps(self.env.now) if leap else 0), len(self.scheduler.sequences))
+        """As its latest step reported."""
+        leap, scheduler = self._leap, self.scheduler
+        return Load(self._outstanding - (leap.batch * leap.whole_steps(self.env.now) if leap else 0), len(scheduler.sequences), scheduler.room)
 
     def admit(self, sequence: Sequence) -> None:
         """Take a sequence whose KV is published."""
