@@ -57,8 +57,8 @@ def tables(found: dict[str, dict[str, dict]]) -> str:
         text += f"| {ROWS[name].title} | " + " | ".join(against(found[task], name, "full") for task in tasks) + " |\n"
     for name, other, title in (("qsun_retuned", "sun_lora", "SUN (LoRA)"), ("qsun_int8", "sun_cut", "float32 decode")):
         text += f"| {ROWS[name].title}, against {title} | " + " | ".join(against(found[task], name, other) for task in tasks) + " |\n"
-    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN | held-out loss of the same |\n"
-    text += "|---|---|---|---|---|---|\n"
+    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN | held-out loss of the same | learning rates |\n"
+    text += "|---|---|---|---|---|---|---|\n"
     for task in tasks:
         text += f"| {task} | " + " | ".join(training_cells(task, found[task])) + " |\n"
     also = [(task, metric) for task in tasks for metric in TASKS[task].also]
@@ -100,9 +100,10 @@ def training_cells(task: str, rows: dict[str, dict]) -> list[str]:
     trained = {name: rows[name]["trained"] for name in TRAININGS if name in rows}
     some = next(iter(trained.values()), None)
     settings = TASKS[task].settings
+    rates = ", ".join(f"{rows[name]['settings']['training']['lr']:g}" for name in trained)
     return [
         str(next(iter(rows.values()))["n"]), f"{settings.steps} x {settings.batch * settings.accumulate}", str(some["examples"]) if some else "-",
-        ", ".join(str(t["seconds"]) for t in trained.values()), ", ".join(str(t["held_out_loss"]) for t in trained.values())]
+        ", ".join(str(t["seconds"]) for t in trained.values()), ", ".join(str(t["held_out_loss"]) for t in trained.values()), rates]
 
 
 def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
