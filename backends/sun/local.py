@@ -14,6 +14,7 @@ from sun.messages import NO_STEPS, Ack, Admit, Stats, StepEvents
 from sun.model.loading import load_decode, load_prefill, module_name
 from sun.model.quantise import FULL
 from sun.prefill.engine import PrefillEngine
+from sun.slots import KV_TOKENS
 
 
 class LocalFleet:
@@ -23,7 +24,7 @@ class LocalFleet:
     scheme, own: of the decode module, see `load_decode`. prefill_scheme: see `load_prefill`. threads: see `DecodeEngine`.
     """
 
-    def __init__(self, base_dir: str | Path, task_dirs: dict[str, Path], workers: int = 1, kv_tokens: int = 16384,
+    def __init__(self, base_dir: str | Path, task_dirs: dict[str, Path], workers: int = 1, kv_tokens: int = KV_TOKENS,
                  transport: Transport | None = None, token_budget: int = 512, max_batch: int = 64,
                  scheme: str = FULL, own: Path | None = None, threads: int | None = None, prefill_scheme: str = FULL):
         transport = transport or Inline()

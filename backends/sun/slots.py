@@ -5,6 +5,9 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass
 
+KV_TOKENS = 16384
+"""Budget of a decode worker's KV pool, where nothing says how large it is."""
+
 
 @dataclass(frozen=True, order=True)
 class Slot:

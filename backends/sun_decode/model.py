@@ -13,6 +13,7 @@ from sun.key import check_key
 from sun.messages import Abort, Admit, Drain, GetStats, Reply, decode_request, encode
 from sun.router.meter import STEPS_S
 from sun.settings import Place
+from sun.slots import KV_TOKENS
 from sun.watchdog import HANG_S, Watchdog
 from sun_triton.meter import TritonMeter
 
@@ -35,7 +36,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     hang_s: seconds that a step may take, or the process stand still, before it ends itself to be loaded anew; see `Watchdog`.
     """
 
-    kv_tokens: int = 16384
+    kv_tokens: int = KV_TOKENS
     max_batch: int = 64
     threads: int = 1
     cores: str = ""

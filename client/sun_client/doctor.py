@@ -111,10 +111,13 @@ class Doctor:
     def memory(self) -> Iterator[Finding]:
         """Room for the workers' weights and KV pools."""
         from sun.model.weights import map_checkpoint
+        from sun.slots import KV_TOKENS
+        from sun_build.config_file import parameter
 
         workers = [path for path in self.root.models.glob("decode_*") if path.is_dir()]
         weights = 4 * sum(tensor.numel() for tensor in map_checkpoint(self.root.base).values())  # float32, whatever they are on disk
-        need = len(workers) * (2 * weights + self.root.manifest().geometry.kv_bytes(16384, 4))
+        tokens = sum(int(parameter(self.root.models, worker.name, "kv_tokens") or KV_TOKENS) for worker in workers)
+        need = len(workers) * 2 * weights + self.root.manifest().geometry.kv_bytes(tokens, 4)
         free = available()
         yield Finding("memory", "ok" if free >= need else "warning", f"{free / GIB:.1f} GiB free, {len(workers)} decode workers may need {need / GIB:.1f}",
                       "" if free >= need else "fewer workers, a smaller kv_tokens, or `sun quantize --apply`")

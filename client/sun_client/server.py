@@ -29,6 +29,8 @@ HOST = "127.0.0.1"
 POLL_S = 0.2
 DRAIN_S = 60.0
 """Triton itself gives open streams 30 s (--exit-timeout-secs), and an idle connection was seen to hold it that long again."""
+KILL_S = 20.0
+"""For a killed process to be gone; one in an uninterruptible wait (a disk that does not answer, a GPU's driver) may never be."""
 DYING = """\
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -218,12 +220,14 @@ class Server:
             time.sleep(POLL_S)
 
     def _kill(self) -> None:
-        """SIGKILL all that lives of the server's session, and wait until it is gone."""
+        """SIGKILL all that lives of the server's session, and wait until it is gone; `leftovers` names what the kernel does not let go of."""
+        until = time.monotonic() + KILL_S
         if self._process.poll() is None:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(KILL_S)
         # The stubs: the kernel reuses the dead server's pid for no session while one of them lives.
-        while pids := shm.processes(self.pid):
+        while (pids := shm.processes(self.pid)) and time.monotonic() < until:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

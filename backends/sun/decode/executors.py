@@ -18,6 +18,7 @@ from sun.decode.sequence import Sequence
 from sun.model.loading import load_decode
 from sun.model.manifest import BaseManifest
 from sun.model.quantise import FULL, SCHEMES
+from sun.slots import KV_TOKENS
 
 EXECUTORS = {"cpu": (FULL, *SCHEMES), "cuda": ("fp32", "bf16", "int8", "int4", "fp8", "bnb-nf4")}
 """The schemes of each executor, whether or not they run on this machine. Those of cuda are `sun.decode.cuda.table.FORMATS`, which only imports with the triton package."""
@@ -62,7 +63,7 @@ def formats(executor: str) -> dict[str, str | None]:
     return {scheme: kind.missing(device) for scheme, kind in FORMATS.items()}
 
 
-def load(executor: str, base_dir: str | Path, scheme: str, own: Path | None = None, kv_tokens: int = 16384, max_batch: int = 64,
+def load(executor: str, base_dir: str | Path, scheme: str, own: Path | None = None, kv_tokens: int = KV_TOKENS, max_batch: int = 64,
          threads: int = 1, device: str | None = None) -> Loaded:
     """A worker's executor and KV pool, of the base's weights or ``own``.
 

@@ -50,6 +50,8 @@ class Placement:
                 if failed is not None:
                     raise failed
                 self.stranded[active.key] = time.monotonic() + STRANDED_S
+                if active.ended:  # and whoever ended it may have come before it was noted
+                    self.forget(active)
                 return
             admit = active.assign(worker)
             if admit is None:

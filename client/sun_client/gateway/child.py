@@ -10,7 +10,7 @@ from collections.abc import Callable
 from sun_client.server import HOST, Server, check_free, dying_with_us
 from sun_client.supervisor import BACKOFF_S, HEALTHY_S
 
-ANY = ("0.0.0.0", "::")
+ANY = "0.0.0.0"
 LAST_S = 5.0
 """For the gateway to end after its server has."""
 
@@ -24,7 +24,7 @@ class GatewayProcess:
     def __init__(self, server: Server, port: int, say: Callable[[str], None]):
         self.host, self.port, self._say = server.host, port, say
         self.log = server.log.with_name(server.log.name.replace("tritonserver", "gateway"))
-        address = f"{HOST if server.host in ANY else server.host}:{server.ports.grpc}"
+        address = f"{HOST if server.host == ANY else server.host}:{server.ports.grpc}"
         self._command = [sys.executable, "-m", "sun_client.cli", "gateway", "--host", server.host, "--port", str(port), "--url", address]
         if server.tls is not None:
             self._command[-1] = f"grpcs://{address}"
