@@ -292,8 +292,10 @@ def dying_with_us(command: list[str]) -> list[str]:
 
 
 def _sweep_tickets() -> None:
-    """Delete the KV tickets of dead prefill processes, and their folder if none lives."""
+    """Delete the KV tickets of dead prefill processes, leased or not, and their folder if none lives."""
     from sun.handoff.shm import Shm, default_root
 
     if default_root().is_dir():
-        Shm().close()
+        left = Shm()
+        left.sweep(leased=False)
+        left.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -147,16 +148,88 @@ def test_a_dropped_publication_leaves_nothing(owner):
 
 def test_closing_leaves_nothing(root):
     owner = Shm(root, publisher=True)
-    ship(owner)
+    Shm(root).release(parse(ship(owner)[0]))
+    owner.reserve(10)
     owner.close()
     owner.close()
     assert not root.exists()
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_kv_outlives_its_owner_for_as_long_as_it_is_leased(root, killed):
+    owner = Shm(root, publisher=True)
+    shipments = [ship(owner) for _ in range(2)]
+    paths = [kv_file(owner, shipment) for shipment in shipments]
+    if killed:
+        owner._stop.set()
+        os.close(owner._lock)  # as the kernel does
+    else:
+        owner.close()
+    reader = Shm(root)
+    age(paths[0], 50)
+    reader.sweep()
+    reader.renew(parse(shipments[0][0]))
+    age(paths[1], 61)
+    assert reader.sweep() == 0 and not paths[1].exists()
+    assert pull(reader, shipments[0]) == KV and not reader.lives(paths[0].parent.name)
+    age(paths[0], 61)
+    assert reader.sweep() == 1
+    reader.close()
+    assert not root.exists()
+
+
+def test_a_server_that_ends_waits_for_no_lease(root, owner):
+    dead, living = Shm(root, publisher=True), ship(owner)
+    ship(dead)
+    dead.close()
+    assert Shm(root).sweep(leased=False) == 1
+    assert pull(Shm(root), living) == KV
+
+
+def test_cleared_kv_is_gone(owner):
+    path = kv_file(owner, ship(owner))
+    owner.clear()
+    assert not path.exists() and owner.owner.exists()
+
+
+def test_what_others_keep_in_the_root_is_left_alone(root):
+    for name in ("photos", "x" * 32, "a" * 31):
+        (root / name).mkdir(parents=True)
+        (root / name / "mine").touch()
+        age(root / name, 1e6)
+    (root / ("c" * 32)).touch()
+    elsewhere = root.parent / "elsewhere"
+    (elsewhere / "mine").mkdir(parents=True)
+    age(elsewhere, 1e6)
+    (root / ("d" * 32)).symlink_to(elsewhere)
+    Shm(root).sweep(leased=False)
+    assert len(list(root.iterdir())) == 5 and (elsewhere / "mine").exists()
+
+
+def test_a_root_that_is_a_link_is_only_followed_if_the_operator_says_so(root, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    root.symlink_to(tmp_path / "home")
+    monkeypatch.delenv("SUN_SHM", raising=False)
+    with pytest.raises(PermissionError, match="is a link"):
+        Shm(root)
+    monkeypatch.setenv("SUN_SHM", str(root))
+    Shm(root)
+
+
+def test_no_lease_ends_before_it_begins(owner):
+    publication = owner.reserve(len(KV))
+    publication.buffer[:] = KV
+    age(owner.root / publication.location, 1e6)  # a prompt that takes its time
+    assert owner.expire() == 0
+    shipment = publication.ship(lambda buffer, transport, location: describe(BASE, TASK, TOKENS, buffer, transport, location))
+    assert pull(owner, shipment) == KV
+    age(owner.root / publication.location, 1e6)
+    eventually(lambda: not (owner.root / publication.location).exists())
+
+
 def test_closing_leaves_other_owners_kv(root, owner):
     other = Shm(root, publisher=True)
     shipment = ship(owner)
-    ship(other)
     other.close()
     assert pull(Shm(root), shipment) == KV and len(list(root.iterdir())) == 1
 
@@ -186,6 +259,8 @@ def test_the_remains_of_a_killed_publisher_are_swept_and_those_of_living_ones_ar
         assert reader.sweep() == 0 and len(list(dead.iterdir())) == len(list(living.iterdir())) == 2
         os.kill(processes[0].pid, signal.SIGKILL)
         processes[0].wait()
+        for path in [*dead.iterdir(), *living.iterdir()]:
+            age(path, 61)
         # The living publisher's own thread sweeps too and may be first.
         assert reader.sweep() <= 1
         eventually(lambda: not dead.exists())
@@ -201,30 +276,41 @@ def test_a_new_opener_sweeps_what_dead_ones_left(root):
     dead.mkdir(parents=True)
     (dead / ".lock").touch()
     (dead / ("f" * 32)).write_bytes(b"kv")
+    age(dead / ("f" * 32), 61)
     Shm(root)
     assert not dead.exists()
 
 
 def test_a_folder_that_is_still_being_made_is_not_swept_until_it_is_old(root):
     reader = Shm(root)
-    for name in (".new-0", ".new-1"):
-        (root / name).mkdir()
-    (root / ".new-1" / ".lock").touch()  # its maker has not locked it yet
+    folders = [root / f".new-{digit * 32}" for digit in "01"]
+    for folder in folders:
+        folder.mkdir()
+    (folders[1] / ".lock").touch()  # its maker has not locked it yet
     reader.sweep()
-    assert (root / ".new-0").exists() and (root / ".new-1").exists()
-    for name in (".new-0", ".new-1"):
-        age(root / name, 3600)
+    assert all(folder.exists() for folder in folders)
+    for folder in folders:
+        age(folder, 3600)
     reader.sweep()
-    assert not (root / ".new-0").exists() and not (root / ".new-1").exists()
+    assert not any(folder.exists() for folder in folders)
 
 
-def test_a_folder_that_vanishes_during_a_sweep_does_not_stop_it(root):
+def test_a_folder_that_vanishes_during_a_sweep_does_not_stop_it(root, monkeypatch):
     Shm(root)
-    (root / ".new-a").symlink_to(root / "nowhere")  # listed, but gone when looked at
-    dead = root / ("d" * 32)
-    dead.mkdir()
-    (dead / ".lock").touch()
-    assert Shm(root).sweep() == 0 and not dead.exists()
+    dead = [root / (digit * 32) for digit in "de"]
+    for folder in dead:
+        folder.mkdir()
+        (folder / ".lock").touch()
+    look = os.open
+
+    def late(path, *args, **kwargs):
+        if Path(path).parent == dead[0]:
+            shutil.rmtree(dead[0], ignore_errors=True)  # listed, but gone when looked at
+        return look(path, *args, **kwargs)
+
+    monkeypatch.setattr(shm_module.os, "open", late)
+    Shm(root)
+    assert not dead[1].exists()
 
 
 def test_a_root_that_vanishes_during_a_sweep_does_not_stop_it(root):

@@ -186,6 +186,8 @@ class CudaIpc:
         for owner, address in self._opened.items():
             if owner != own:
                 self._close(address)
+        if self.room:
+            self.leases.clear()  # the memory that they lead to goes with this process
         self.leases.close()
         for publication in self.shipped:
             publication.forget()

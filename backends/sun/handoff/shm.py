@@ -2,8 +2,9 @@
 
 Layout: ``<root>/<owner>/<name>``, names of 128 random bits, modes 0700 and 0600. The owner is the publishing process:
 it holds a lock on ``<owner>/.lock`` as long as it lives, so anyone can tell the remains of a dead one (also across PID
-namespaces) and sweep them. A ticket's lease is its file's age: holders renew it by touching the file, the owner
-deletes what nobody has touched for ``lease_s``.
+namespaces). A ticket's lease is its file's age: holders renew it by touching the file, the owner deletes what nobody has touched for
+``lease_s``. KV outlives its owner: a task's update or a killed process takes nothing from requests that are past their prefill. What a
+dead owner leaves, anyone deletes when nobody has touched it for `LEASE_S`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,6 +29,8 @@ from sun.handoff.ticket import Ticket, TicketError
 from sun.handoff.transport import Describe, Publication
 
 LOCATION = re.compile(r"[0-9a-f]{32}/[0-9a-f]{32}")
+FOLDER = re.compile(r"(\.new-)?[0-9a-f]{32}")
+"""What owners call their folders; whatever else lies in the root is somebody else's."""
 LOCK = ".lock"
 LEASE_S = 60.0
 
@@ -44,8 +48,11 @@ def published(root: Path | None = None) -> list[Path]:
 class ShmPublication:
     """A file being filled."""
 
-    def __init__(self, path: Path, nbytes: int):
+    def __init__(self, path: Path, nbytes: int, filling: set[str]):
         self.path, self.location = path, f"{path.parent.name}/{path.name}"
+        self._filling = filling
+        # Before it is there: writes through a mapping do not make a file of tmpfs younger, and filling may take longer than a lease.
+        filling.add(path.name)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         try:
             if nbytes:
@@ -53,7 +60,7 @@ class ShmPublication:
                 os.posix_fallocate(fd, 0, nbytes)
             self.buffer = memoryview(mmap.mmap(fd, nbytes)) if nbytes else memoryview(bytearray())
         except OSError:
-            path.unlink()
+            self.drop()
             raise
         finally:
             os.close(fd)
@@ -62,14 +69,15 @@ class ShmPublication:
         """Start the lease and return the ticket's JSON."""
         shipment = [msgspec.json.encode(describe(self.buffer, Shm.name, self.location))]
         self.buffer = memoryview(b"")
-        with suppress(FileNotFoundError):
-            os.utime(self.path)
+        os.utime(self.path)
+        self._filling.discard(self.path.name)
         return shipment
 
     def drop(self) -> None:
         """Delete the file."""
         self.buffer = memoryview(b"")
         self.path.unlink(missing_ok=True)
+        self._filling.discard(self.path.name)
 
 
 class Shm:
@@ -84,9 +92,12 @@ class Shm:
         self.root, self.lease_s, self.most = root or default_root(), lease_s, most
         self._held: dict[str, int] = {}
         self._outstanding = 0
+        self._filling: set[str] = set()
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.root.stat().st_uid != os.getuid():
-            raise PermissionError(f"{self.root} belongs to another user; set SUN_SHM to a folder of your own")
+        # A link of the operator's own making may lead elsewhere, but in /dev/shm anybody can make one.
+        found = self.root.stat() if os.environ.get("SUN_SHM") else self.root.lstat()
+        if found.st_uid != os.getuid() or stat.S_ISLNK(found.st_mode):
+            raise PermissionError(f"{self.root} belongs to another user, or is a link; set SUN_SHM to a folder of your own")
         self.sweep()
         self.owner: Path | None = None
         self._stop = threading.Event()
@@ -109,52 +120,34 @@ class Shm:
             self.sweep()
 
     def expire(self) -> int:
-        """Delete this owner's files that nobody touched for ``lease_s`` seconds; returns how many."""
-        expired = 0
-        for entry in os.scandir(self.owner):
-            with suppress(FileNotFoundError):
-                if entry.name != LOCK and time.time() - entry.stat().st_mtime > self.lease_s:
-                    os.unlink(entry.path)
-                    expired += 1
-        return expired
+        """Delete this owner's files that nobody touched for ``lease_s`` seconds since they were shipped; returns how many."""
+        return _expire(self.owner, self.lease_s, self._filling)
 
-    def sweep(self) -> int:
-        """Delete the folders of owners that no longer live; returns how many."""
+    def sweep(self, leased: bool = True) -> int:
+        """Delete the folders of owners that no longer live, once no lease in them runs; returns how many. leased: False for at once."""
         swept = 0
         with suppress(FileNotFoundError):  # the last owner may remove the root at any time
-            for folder in self.root.iterdir():
-                with suppress(FileNotFoundError):  # renamed by its maker, or swept by another process
-                    swept += self._sweep(folder)
+            for entry in os.scandir(self.root):
+                if FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    with suppress(FileNotFoundError):  # renamed by its maker, or swept by another process
+                        swept += _sweep(Path(entry.path), LEASE_S if leased else 0.0)
         return swept
 
-    @staticmethod
-    def _sweep(folder: Path) -> bool:
-        fresh = time.time() - folder.stat().st_mtime < 60
-        try:
-            fd = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if not fresh:  # not being made: its maker died between two calls
-                shutil.rmtree(folder, ignore_errors=True)
-            return False
-        try:
-            if fresh and folder.name.startswith(".new-"):  # its maker is about to lock it
-                return False
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(folder / LOCK)  # first, so that nobody takes this lock for a living owner's
-            shutil.rmtree(folder, ignore_errors=True)
-            return True
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
+    def clear(self) -> None:
+        """End the leases of all that this owner has published."""
+        _expire(self.owner, 0.0)
 
     def close(self) -> None:
-        """End this owner: its tickets disappear, and the root too if it was the last."""
+        """End this owner, and the root too if it was the last and nothing is left. What is leased stays until its lease ends."""
         self._stop.set()
         if self.owner is not None:
             self._reaper.join()
-            shutil.rmtree(self.owner, ignore_errors=True)
+            for name in list(self._filling):
+                (self.owner / name).unlink(missing_ok=True)
             os.close(self._lock)
+            with suppress(OSError):  # something is leased, or somebody has swept it
+                os.unlink(self.owner / LOCK)
+                self.owner.rmdir()
             self.owner = None
         with suppress(OSError):
             self.root.rmdir()
@@ -168,7 +161,7 @@ class Shm:
             self._forget_released()
             if self._outstanding + size > self.most:
                 raise OSError(errno.EDQUOT, f"max_ticket_tokens: {self._outstanding} bytes of earlier prompts' KV are outstanding, {size} more are over the limit of {self.most}")
-        publication = ShmPublication(self.owner / secrets.token_hex(16), nbytes)
+        publication = ShmPublication(self.owner / secrets.token_hex(16), nbytes, self._filling)
         if self.most:  # without a limit nobody would ever forget what is released
             self._held[publication.path.name] = size
             self._outstanding += size
@@ -230,3 +223,43 @@ class Shm:
     def release(self, ticket: Ticket) -> None:
         """Delete the file."""
         self._path(ticket).unlink(missing_ok=True)
+
+
+def _expire(folder: Path, lease_s: float, spared: Collection[str] = ()) -> int:
+    """Delete a folder's KV that nobody touched for ``lease_s`` seconds; returns how many files."""
+    expired = 0
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):
+            if entry.name != LOCK and entry.name not in spared and time.time() - entry.stat(follow_symlinks=False).st_mtime >= lease_s:
+                os.unlink(entry.path)
+                expired += 1
+    return expired
+
+
+def _sweep(folder: Path, lease_s: float) -> bool:
+    """Delete what a dead owner's folder has left and nobody renews, and the folder when it is empty; whether it is gone."""
+    making = folder.name.startswith(".new-")
+    fresh = time.time() - folder.stat().st_mtime < LEASE_S
+    try:
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        if making:
+            if not fresh:  # its maker died between two calls
+                shutil.rmtree(folder, ignore_errors=True)
+            return False
+    else:
+        try:
+            if making and fresh:  # its maker is about to lock it
+                return False
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(folder / LOCK)  # so that nobody takes this lock for a living owner's
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+    _expire(folder, lease_s)
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
