@@ -162,6 +162,22 @@ def test_penalties_are_those_of_their_formulas(logits, prompt, generated, repeti
     assert given_logits.tolist() == logits, "the model's logits were changed"
 
 
+ONE_OF = st.sampled_from([{"top_k": 3}, {"top_p": 0.9}, {"top_k": 2, "top_p": 0.5}, {"min_p": 0.1}, {}])
+
+
+@given(rows.filter(lambda row: len(row) > 1 and row.max() > 0), ONE_OF, st.floats(1e-45, 1e-6), st.floats(0, 1, exclude_max=True))
+def test_the_smallest_repetition_penalty_leaves_a_token_of_the_vocabulary(logits, others, penalty, u):
+    values = params(temperature=1.0, repetition_penalty=penalty, **others)
+    seen = int(logits.argmax())
+    changed = penalise(logits, values, torch.tensor([seen]), torch.tensor([], dtype=torch.int64))
+    assert changed.isfinite().all() and draw_at(changed, u, values) == seen
+
+
+@given(ONE_OF, st.floats(0, 1, exclude_max=True), st.sampled_from([math.nan, -math.inf, math.inf]), st.integers(1, 200))
+def test_logits_that_are_no_numbers_give_a_token_of_the_vocabulary(others, u, value, vocab):
+    assert 0 <= draw_at(torch.full((vocab,), value), u, params(temperature=1.0, **others)) < vocab
+
+
 @given(st.integers(0, 2**63 - 1), st.integers(0, 10**6), st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 10**6)), max_size=5))
 def test_a_random_number_depends_on_seed_and_position_alone(seed, position, others):
     first = uniform(seed, position)

@@ -62,6 +62,8 @@ def lot(logits, temperature, min_p, top_k, top_p, u):
                     ids[found] = i
                     found += 1
     ids = ids[:found]
+    if not found:  # no logit is a number: any token, but one of the vocabulary
+        return np.argmax(logits)
     if top_k < 1:
         ids = _heaviest(ids, weights, least, top_p * mass)
     ids = ids[np.argsort(-weights[ids], kind="mergesort")]

@@ -27,16 +27,22 @@ def uniform(seed: int, position: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
 
 
+def repeated(values: Tensor, penalty: float | Tensor) -> Tensor:
+    """Logits of tokens that have been seen, with the repetition penalty (CTRL, arXiv 1909.05858); finite, however small the penalty."""
+    most = torch.finfo(values.dtype).max
+    return torch.where(values > 0, values / penalty, values * penalty).clamp(-most, most)
+
+
 def penalise(logits: Tensor, params: SamplingParams, prompt: Tensor, generated: Tensor) -> Tensor:
     """Logits [vocab] with penalties, in a new tensor. prompt, generated: token ids (int64).
 
-    Repetition (CTRL, arXiv 1909.05858) counts prompt and output; presence and frequency (OpenAI) the output alone.
+    Repetition counts prompt and output; presence and frequency (OpenAI) the output alone.
     """
     logits = logits.clone()
     if params.repetition_penalty != 1.0:
         seen = torch.cat((prompt, generated)).unique()
         values = logits[seen]
-        logits[seen] = torch.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+        logits[seen] = repeated(values, params.repetition_penalty)
     if len(generated):
         ids, counts = generated.unique(return_counts=True)
         logits[ids] -= params.presence_penalty + params.frequency_penalty * counts

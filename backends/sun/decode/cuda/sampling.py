@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from sun.decode.sampling import Choice, uniform
+from sun.decode.sampling import Choice, repeated, uniform
 
 if TYPE_CHECKING:
     from sun.decode.sequence import Sequence
@@ -95,7 +95,7 @@ def _changed(logits: Tensor, batch: list[Sequence]) -> Tensor:
         return logits
     logits = logits.clone()
     for entries, change in (
-            (seen, lambda values, factor: torch.where(values > 0, values / factor, values * factor)),
+            (seen, repeated),
             (counted, lambda values, penalty: values - penalty),
             (banned, lambda values, _: torch.full_like(values, -torch.inf))):
         if entries:
