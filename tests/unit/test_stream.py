@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from sun.text.stream import StopMatcher, TextStream
 
@@ -49,6 +50,36 @@ def test_pieces_of_any_tokens_join_to_the_full_decode(tokens):
 @given(st.text(alphabet="aé漢👩‍🙂", min_size=1, max_size=20))
 def test_a_character_of_several_tokens_comes_out_whole(text):
     assert all("\ufffd" not in piece for piece in run(encode(text))[0])
+
+
+PIECES = ["<unk>", "\u2581Hello", "\u2581world", "!", "\u2581", "<0xE2>", "<0x82>", "<0xAC>", "a"]
+
+
+def byte_fallback() -> Tokenizer:
+    """A tokeniser as Llama 2's and Mistral's: spaces are a part of words, and bytes that no token has are tokens of their own."""
+    made = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(PIECES)}, merges=[], unk_token="<unk>", byte_fallback=True))
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return made
+
+
+def test_words_and_characters_of_a_tokeniser_with_byte_tokens_come_out_whole():
+    stream = TextStream(byte_fallback(), [])
+    ids = [1, 2, 3, 5, 6, 7, 2, 5]
+    assert [stream.push(token)[0] for token in ids] == ["Hello", " world", "!", "", "", "€", " world", ""]
+    assert stream.finish() == ("\ufffd", False)
+    assert [stream.one(token) for token in ids] == [" Hello", " world", "!", *["\ufffd"] * 3, " world", "\ufffd"]
+
+
+@given(st.lists(st.integers(1, len(PIECES) - 1), max_size=20))
+def test_bytes_that_make_no_character_end_no_answer(ids):
+    tokenizer, text = byte_fallback(), ""
+    stream = TextStream(tokenizer, [])
+    for token in ids:
+        text += stream.push(token)[0]
+    text += stream.finish()[0]
+    whole = tokenizer.decode(ids)
+    # A tokeniser that sees all of a run of bytes at once may give up on all of it: what has been sent is not taken back.
+    assert text.replace("€", "\ufffd" * 3) == whole.replace("€", "\ufffd" * 3)
 
 
 def test_a_character_comes_with_the_token_that_completes_it():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+UNFINISHED = "\ufffd"
+"""What the beginning of a character decodes to."""
 
 
 class StopMatcher:
@@ -38,32 +40,44 @@ class StopMatcher:
 class TextStream:
     """One sequence's text. Multi-byte characters that span tokens come out whole; special tokens are left out.
 
-    In the text of the first ``min_tokens`` tokens no stop string is looked for.
+    In the text of the first ``min_tokens`` tokens no stop string is looked for. Not by the tokenizers package's `DecodeStream`: it raises
+    "Invalid prefix" where a tokeniser with byte tokens (Llama 2's, Mistral's) is given bytes that make no character, as sampling does.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str], min_tokens: int = 0):
         self._tokenizer = tokenizer
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        # Such tokenisers take the space from the first word; what follows a token is decoded behind one.
+        self._before = tokenizer.encode("a", add_special_tokens=False).ids
+        self._lengths = {special: len(tokenizer.decode(self._before, skip_special_tokens=special)) for special in (True, False)}
         self._stops, self._min_tokens = StopMatcher(stops), min_tokens
-        self._ids: list[int] = []
-        self._decoded = 0
+        self._count, self._begun = 0, False
+        self._pending: list[int] = []
 
     def push(self, token: int) -> tuple[str, bool]:
         """Text that the token completes (perhaps none), and whether a stop string was met."""
-        self._ids.append(token)
-        piece = self._decoder.step(self._tokenizer, token) or ""
-        self._decoded += len(piece)
-        return self._search(piece)
+        self._count += 1
+        self._pending.append(token)
+        text = self._decode()
+        return self._search("" if text.endswith(UNFINISHED) else self._emit(text))
 
     def one(self, token: int) -> str:
         """A token's own text; U+FFFD stands for what is a part of a character."""
-        return self._tokenizer.decode([token], skip_special_tokens=False)
+        return self._behind([token], False)
 
     def finish(self) -> tuple[str, bool]:
         """The rest at the end of the sequence: an unfinished character (as U+FFFD) and what a stop string might have been."""
-        rest = self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._decoded :]
-        text, hit = self._search(rest)
+        text, hit = self._search(self._emit(self._decode()))
         return (text, True) if hit else (text + self._stops.flush(), False)
 
+    def _decode(self) -> str:
+        return self._behind(self._pending, True) if self._begun else self._tokenizer.decode(self._pending, skip_special_tokens=True)
+
+    def _behind(self, tokens: list[int], skip_special: bool) -> str:
+        return self._tokenizer.decode([*self._before, *tokens], skip_special_tokens=skip_special)[self._lengths[skip_special] :]
+
+    def _emit(self, text: str) -> str:
+        self._pending, self._begun = [], self._begun or bool(text)
+        return text
+
     def _search(self, text: str) -> tuple[str, bool]:
-        return self._stops.push(text) if len(self._ids) > self._min_tokens else (text, False)
+        return self._stops.push(text) if self._count > self._min_tokens else (text, False)
