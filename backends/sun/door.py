@@ -18,9 +18,14 @@ def pass_on() -> dict[str, str]:
     return {PARAMETER: secret} if secret else {}
 
 
+def closed() -> bool:
+    """Whether the doors are, since keys are needed."""
+    return bool(os.environ.get(VARIABLE))
+
+
 def demand() -> None:
     """Raise ValueError if the doors are open: keys would be of no use then."""
-    if not os.environ.get(VARIABLE):
+    if not closed():
         raise ValueError(
             f"keys: start tritonserver with {VARIABLE} set to a random text, as `sun serve` does: without it prefill modules and decode "
             "workers answer whoever asks them, without a key")

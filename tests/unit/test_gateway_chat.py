@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sun.decode.params import sampling_params
 from sun_client.errors import SunError
 from sun_client.gateway.answers import Answer
 from sun_client.gateway.chat import IGNORED, NEUTRAL, SAMPLING, ChatRequest, parse
@@ -66,6 +67,14 @@ def test_any_json_is_a_request_or_a_400_that_names_a_field(fields, anything):
             assert isinstance(parse(body), ChatRequest)
         except ApiError as error:
             assert error.status == 400 and error.param
+
+
+def test_openais_ranges_are_taken_whole_and_its_settings_without_an_effect_ignored():
+    asked = parse({**BODY, "top_p": 0, "seed": -1, "verbosity": "low", "prompt_cache_options": {}, "temperature": 1})
+    params = sampling_params(asked.sampling)
+    assert params.seed == 2**63 - 1 and 0 < params.top_p < 1e-6
+    assert parse({**BODY, "seed": -(2**63)}).sampling["seed"] == 0
+    assert [asked.choice(i)["seed"] for i in range(2)] == [2**63 - 1, 0]
 
 
 def test_choices_with_a_seed_have_seeds_of_their_own():

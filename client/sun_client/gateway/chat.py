@@ -13,7 +13,8 @@ SAMPLING = (
 )
 """Fields that go on as they are: the server checks them, and its errors name them."""
 IGNORED = (
-    "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls",
+    "user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options",
+    "parallel_tool_calls", "verbosity",
 )
 """Fields that would change no answer."""
 NEUTRAL: dict[str, list[Any]] = {
@@ -23,6 +24,8 @@ NEUTRAL: dict[str, list[Any]] = {
 """OpenAI's fields that this server has nothing for, and the values that ask for nothing."""
 ROLES = {"developer": "system"}
 """OpenAI's names of roles that chat templates have under another."""
+LEAST_TOP_P = 1e-9
+"""In place of 0, which OpenAI takes: the likeliest token alone."""
 MAX_N, MAX_TOP_LOGPROBS, SEEDS = 16, 20, 1 << 63
 
 
@@ -69,6 +72,10 @@ def parse(body: Any) -> ChatRequest:
     if options is not None and not stream:
         raise invalid("stream_options", "is for streams: give stream as well")
     sampling = {name: given.pop(name) for name in SAMPLING if name in given}
+    if type(seed := sampling.get("seed")) is int and -SEEDS <= seed < 0:
+        sampling["seed"] = seed + SEEDS  # OpenAI's have 64 bits and a sign
+    if type(sampling.get("top_p")) in (int, float) and sampling["top_p"] == 0:
+        sampling["top_p"] = LEAST_TOP_P
     renamed = {}
     if "max_completion_tokens" in given:
         sampling["max_tokens"] = given.pop("max_completion_tokens")
