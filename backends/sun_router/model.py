@@ -16,7 +16,7 @@ from sun.router.limits import Limits
 from sun.router.meter import METRICS
 from sun.router.policy import make_policy
 from sun.router.reports import Reports
-from sun.router.request import INPUTS, OUTPUTS, parse_request
+from sun.router.request import INPUTS, OUTPUTS, came_with, parse_request
 from sun.router.router import Router
 from sun.router.spans import otlp_spans
 from sun.router.tasks import TaskRegistry
@@ -102,7 +102,7 @@ class TritonPythonModel:
                 client.codes = parameters.pop("error_codes", False) is True
                 parsed = parse_request(inputs, parameters, request.request_id())
             except RequestError as error:
-                self.router.refuse(error, client, request.request_id())
+                self.router.refuse(error, client, request.request_id(), came_with(inputs))
             else:
                 client.returns = parsed.returns
                 self.router.submit(parsed, client)

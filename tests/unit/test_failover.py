@@ -9,11 +9,13 @@ import pytest
 
 from sun.decode.cpu import CpuExecutor
 from sun.decode.engine import REPLAY_ROWS
+from sun.handoff.shm import Shm, published
 from sun.local import LocalFleet
 from sun.model.loading import load_decode
+from sun.router import placement
 from sun.router.errors import Gone
 
-from .harness import OPEN_ENDED, TEXT, Bench, eventually, files
+from .harness import OPEN_ENDED, TEXT, Answer, Bench, eventually, files
 
 LENGTH = 90
 SAMPLED = {"temperature": 1.0, "seed": 11, "repetition_penalty": 1.3, "frequency_penalty": 0.2, "logprobs": 2}
@@ -125,6 +127,68 @@ def test_the_text_is_that_of_an_undisturbed_run(serve, shm, sampling, steps, str
     assert answer.whole == undisturbed and answer.ends == 1
     service.idle()
     eventually(lambda: files(shm) == 0)
+
+
+def test_a_moved_sequence_goes_on_after_its_tasks_module_has_gone(serve, tmp_path):
+    shm = Shm(tmp_path / "kv", publisher=True)
+    service = serve(transport=shm, fleet=Mortal, workers=2)
+    undisturbed = service.ask(TEXT, **MORE).whole.token_ids
+    gates = {name: service.gate(name) for name in service.fleet.decodes}
+    answer = service.ask(TEXT, stream=True, **MORE)
+    worker = holder(service)
+    gates[worker].allow(5)
+    eventually(lambda: len(answer.pieces) >= 5)
+    shm.close()  # as an update's old process does
+    service.fleet.kill(worker)
+    for gate in gates.values():
+        gate.open()
+    assert answer.whole.token_ids == undisturbed
+    service.idle()
+    eventually(lambda: not published(tmp_path / "kv"))
+    Shm(tmp_path / "kv").close()
+    assert not (tmp_path / "kv").exists()
+
+
+def test_a_sequence_that_waits_for_a_slot_gets_it_after_its_tasks_module_has_gone(serve, tmp_path):
+    shm = Shm(tmp_path / "kv", publisher=True)
+    service = serve(transport=shm, max_batch=1)
+    gate = service.gate()
+    first = service.ask(TEXT)
+    gate.wait_entered(1)
+    second = service.ask(TEXT)
+    eventually(lambda: service.fleet.decodes["decode_0"].stats().waiting == 1)
+    shm.close()
+    gate.open()
+    assert first.whole.token_ids == second.whole.token_ids
+
+
+class Hasty(Mortal):
+    """A fleet in which one worker's first tokens come before its word that it has the sequence, which never comes: it dies."""
+
+    answer: Answer | None = None
+
+    def admit(self, worker, admit, shipment):
+        ack = super().admit(worker, admit, shipment)
+        if self.answer is not None:
+            answer, self.answer = self.answer, None
+            eventually(lambda: len(answer.pieces) > 2)
+            self.kill(worker)
+            raise Gone(f"{worker}: its process died")
+        return ack
+
+
+def test_an_answer_never_goes_on_with_another_module_even_if_its_worker_died_before_it_said_that_it_has_it(serve, monkeypatch):
+    monkeypatch.setattr(placement, "STRANDED_S", 0.5)
+    service, answer = serve(fleet=Hasty, workers=2), Answer()
+    service.fleet.decodes["decode_1"].module = "int8 sha256:other"
+    eventually(lambda: service.router.pool.module("decode_1") == "int8 sha256:other" and service.router.pool.module("decode_0"))
+    others = [service.ask(TEXT, **OPEN_ENDED) for _ in range(2)]  # so that both workers are listened to
+    eventually(lambda: all(engine.stats().running for engine in service.fleet.decodes.values()))
+    service.fleet.answer = answer
+    service.ask(TEXT, answer=answer, stream=True, **MORE)
+    assert answer.error.code == "UNAVAILABLE" and "module that began the answer" in str(answer.error)
+    for other in others:
+        other.gone = True
 
 
 def test_of_many_requests_none_loses_or_repeats_a_token(serve, shm):

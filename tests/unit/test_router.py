@@ -16,6 +16,7 @@ from sun.messages import Ack, Load
 from sun.router.policy import Pack, Partitioned
 from sun.router.request import GenerateRequest, Handover
 from sun.router.router import Limits
+from sun.slots import Slots
 
 from . import tiny
 from .harness import OPEN_ENDED, PATIENCE_S, TEXT, Answer, eventually, files
@@ -167,6 +168,22 @@ def test_requests_over_the_limit_are_refused_at_once_and_others_taken_when_room_
     assert service.ask(TEXT).whole
 
 
+def test_a_default_of_max_tokens_is_a_wish_and_a_clients_own_a_demand(serve, prompts):
+    service, text = serve(limits=Limits(max_tokens=512)), "x" * 400
+    room = 512 - len(encode(prompts, text)) + 1
+    assert 0 < room < 128, "the default of max_tokens"
+
+    def ask(**sampling) -> Answer:
+        answer = Answer()
+        service.router.submit(GenerateRequest(
+            [{"role": "user", "content": text}], {"ignore_eos": True, **sampling}, task="plain", returns=frozenset({"token_ids"})), answer)
+        return answer
+
+    assert len(ask().whole.token_ids) == room
+    assert f"it can be at most {room} here" in str(ask(max_tokens=room + 1).error)
+    assert "min_tokens" in str(ask(min_tokens=room + 1).error)
+
+
 # Prompts that a prefill module has run already.
 
 
@@ -279,6 +296,16 @@ def test_any_task_goes_to_the_worker_with_the_least_reported_load(serve):
     assert [ask("full"), ask("lora"), ask("plain")] == ["decode_1", "decode_2", "decode_2"]
     fleet.released.set()
     assert all(answer.wait().errors for answer in answers)
+
+
+def test_a_sequence_goes_to_a_worker_whose_pool_can_hold_it(serve):
+    service = serve(workers=2, kv_tokens=400, limits=Limits(max_tokens=500))
+    small = service.fleet.decodes["decode_0"].pool
+    small.budget, small._slots = 100, Slots(100)
+    eventually(lambda: service.router.pool.budget == 500)
+    for _ in range(4):
+        assert len(service.ask(TEXT, **OPEN_ENDED | {"max_tokens": 200}).whole.token_ids) == 200
+    assert "this worker's limit of" in str(service.ask(TEXT, max_tokens=450).error), "too large for all: one says so"
 
 
 def test_packed_requests_share_one_worker_until_its_batch_is_full_and_go_back_to_it_when_it_is_not(serve):

@@ -76,15 +76,18 @@ class Active:
         self.text = text
         self._pending = Piece(text=self.request.echo, num_input_tokens=num_input_tokens)
 
-    def assign(self, worker: str) -> Admit | None:
+    def assign(self, worker: str, module: str = "") -> Admit | None:
         """Give the sequence to a worker: what it must be told. None if the request has ended.
 
+        module: what the worker is taken to decode with until `accept`: its first tokens may come before its word that it has the sequence.
         Each time under another id, so that a worker that had it before, and may not be dead, is no longer believed.
         """
         with self._lock:
             if self.ended or self.admit is None:
                 return None
             self.assigned += 1
+            if not self.tokens:
+                self.module = module
             self.worker, self.admission, self.admitted = worker, f"{self.key}-{self.assigned}", False
             return msgspec.structs.replace(self.admit, id=self.admission, generated=list(self.tokens), module=self.bound)
 
@@ -144,6 +147,11 @@ class Active:
             self.record.fail(error)
             self.client.fail(error)
             return True
+
+    @property
+    def task(self) -> str | None:
+        """The task that it asks for, by name or by its ticket; None if it names none."""
+        return self.request.task or (self.ticket.task if self.ticket else None)
 
     @property
     def priority(self) -> str:

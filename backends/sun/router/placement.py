@@ -53,7 +53,7 @@ class Placement:
                 if active.ended:  # and whoever ended it may have come before it was noted
                     self.forget(active)
                 return
-            admit = active.assign(worker)
+            admit = active.assign(worker, self.pool.module(worker))
             if admit is None:
                 return self.pool.arrived(worker, tokens, need)
             try:

@@ -81,13 +81,20 @@ class Pool:
         """
         with self._lock:
             loads = self._loads()
-            barred = tried | self._draining
+            small = {name for name in loads if self._budgets.get(name, NO_LIMIT) < need}
+            # If it is too large for all, one of them says so.
+            barred = tried | self._draining | (small if len(small) < len(loads) else set())
             if module:
                 barred |= {name for name in loads if self._modules.get(name, module) != module}
             worker = self.policy.pick(task, {name: load for name, load in loads.items() if name not in barred}, need)
             if worker is not None:
                 self._under_way[worker] += Load(tokens, 1, -need)
             return worker
+
+    def module(self, worker: str) -> str:
+        """The module that a worker decodes with, by its last heartbeat; "" if there was none."""
+        with self._lock:
+            return self._modules.get(worker, "")
 
     def arrived(self, worker: str, tokens: int, need: int) -> None:
         """What the worker was picked for is in its own reports from now on, or never was to be."""

@@ -112,7 +112,7 @@ def _parse(inputs: dict[str, np.ndarray], parameters: dict[str, Any], id: str) -
         echo = text[-1]["content"]
     return GenerateRequest(
         messages=text, sampling={**sampling, **given}, task=_text(inputs, "task") or None, stream=stream, echo=echo,
-        returns=returns, deadline_s=deadline_s, priority=priority, handover=_handover(inputs),
+        returns=returns, deadline_s=deadline_s, priority=priority, handover=parse_handover(inputs),
         id=id[:MAX_ID], api_key=api_key, trace=trace)
 
 
@@ -139,7 +139,16 @@ def _api_key(parameters: dict[str, Any]) -> str | None:
     return key
 
 
-def _handover(inputs: dict[str, np.ndarray]) -> Handover | None:
+def came_with(inputs: dict[str, np.ndarray]) -> Handover | None:
+    """The handover of a request that is at fault elsewhere; None if it has none that can be read."""
+    try:
+        return parse_handover(inputs)
+    except ValueError:
+        return None
+
+
+def parse_handover(inputs: dict[str, np.ndarray]) -> Handover | None:
+    """What a prefill module made of the prompt already; None if there is none. Raises ValueError for one of ticket and prompt_ids alone."""
     ticket, prompt = inputs.get("ticket"), inputs.get("prompt_ids")
     if ticket is None and prompt is None:
         return None

@@ -9,6 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import msgspec
 
 from sun.handoff.ticket import parse as parse_ticket
 from sun.handoff.transport import Transport
@@ -26,7 +29,7 @@ from sun.router.placement import STRANDED_S, Placement, no_worker
 from sun.router.policy import Policy
 from sun.router.pool import Pool
 from sun.router.record import Record
-from sun.router.request import GenerateRequest, invalid
+from sun.router.request import GenerateRequest, Handover, invalid
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat
 from sun.text.stream import TextStream
@@ -84,15 +87,19 @@ class Router:
         else:
             self._readers.submit(self._run, self._read, active)
 
-    def refuse(self, error: RequestError, client: Client, id: str = "") -> None:
-        """End a request that could not even be read, as any other that is refused. id: what the client calls it."""
-        self._fail(self._known(GenerateRequest([], {}, id=id), client), error)
+    def refuse(self, error: RequestError, client: Client, id: str = "", handover: Handover | None = None) -> None:
+        """End a request that could not even be read, as any other that is refused. id: what the client calls it; handover: what it came with."""
+        self._fail(self._known(GenerateRequest([], {}, id=id, handover=handover), client), error)
 
     def _known(self, request: GenerateRequest, client: Client) -> Active:
         record = Record(secrets.token_hex(8), self.meter, lambda record: self._ended(active))
         record.request_id, record.trace, record.messages = request.id, request.trace, request.messages
         record.asked, record.handed_over = (request.task or "")[:64], request.handover is not None
         active = Active(request, client, min(request.deadline_s or self.limits.deadline_s, self.limits.deadline_s), record)
+        if request.handover is not None and self.keys is None:
+            # At once, so that its KV is released however the request ends.
+            with suppress(ValueError):  # `_read` says what is wrong with it
+                active.ticket = parse_ticket(request.handover.shipment[0])
         return active
 
     def _enter(self, active: Active) -> None:
@@ -107,7 +114,7 @@ class Router:
         with self._lock:
             if self._closed.is_set():
                 raise RequestError("UNAVAILABLE", "the router is shutting down")
-            if full := self._full(request.task):
+            if full := self._full(active.task):
                 raise Busy(f"max_inflight: {full}", self._one_ends_s())
             self._active[active.key] = active
 
@@ -127,7 +134,7 @@ class Router:
         if len(self._active) >= most:
             return f"{most} requests are in flight, which is the limit"
         most = max(1, most * 3 // 4)
-        if sum(active.request.task == task for active in list(self._active.values())) >= most and len(self.tasks.names()) > 1:
+        if sum(active.task == task for active in list(self._active.values())) >= most and len(self.tasks.names()) > 1:
             return f"{most} requests of task {task!r} are in flight, which is the limit for one task"
         return ""
 
@@ -163,17 +170,20 @@ class Router:
             active.ticket = parse_ticket(handover.shipment[0])
             if request.task not in (None, active.ticket.task):
                 raise ValueError(f"task: is {request.task!r}, but the ticket is of task {active.ticket.task!r}")
-        task = self.tasks.get(active.ticket.task if active.ticket else request.task)
+        task = self.tasks.get(active.task)
         params = request.params(task.sampling)
         prompt = handover.prompt if handover is not None else self.prompts.encode(request.messages)
         if not prompt:
             raise ValueError("text_input: gives no tokens; at least one is needed")
         if len(prompt) >= self.limits.max_tokens:
             raise ValueError(f"text_input: the prompt has {len(prompt)} tokens, the limit is {self.limits.max_tokens - 1}")
-        if len(prompt) + params.max_tokens - 1 > self.limits.max_tokens:
+        room = self.limits.max_tokens - len(prompt) + 1
+        if params.max_tokens > room and "max_tokens" not in request.sampling:
+            params = msgspec.structs.replace(params, max_tokens=room)  # a default is a wish
+        if params.max_tokens > room:
             raise ValueError(
                 f"sampling_parameters.max_tokens: {params.max_tokens} on top of a prompt of {len(prompt)} tokens is over the limit; "
-                f"it can be at most {self.limits.max_tokens - len(prompt) + 1} here")
+                f"it can be at most {room} here")
         active.begin(TextStream(self.prompts.tokenizer.backend_tokenizer, params.stop, params.min_tokens), len(prompt))
         active.admit = Admit(id=active.key, router=self.name, task=task.name, prompt=prompt, params=params)
         active.record.queue(task.name, len(prompt))
