@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sun_build.tune.settings import TuneSettings
 from sun_perf import accuracy_report
-from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, training
+from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, fits, settings_of, training
 from sun_perf.machine import commit, machine
 from sun_perf.results import RESULTS, write_result
 
@@ -39,21 +39,10 @@ def result_path(task: str, row: str) -> Path:
     return RESULTS / "accuracy" / f"{task}.{row}.json"
 
 
-def settings_of(task: Task, row: Row) -> dict:
-    """Everything that a row's score depends on, besides code and data."""
-    tuned = None if row.weights is None else asdict(training(task, row.weights))
-    return {"training": tuned, "held_out": HELD_OUT, "own": row.own, "scheme": row.scheme, "cut": row.cut, "limit": task.limit, "metric": task.metric}
-
-
 def done(task: Task, row: Row) -> bool:
     """Whether the row's result is there and of these settings."""
     path = result_path(task.name, row.name)
-    return path.is_file() and whole(json.loads(path.read_text())["settings"]) == settings_of(task, row)
-
-
-def whole(settings: dict) -> dict:
-    """Settings that were written before one was added, with its default."""
-    return {"cut": None, **settings, "training": settings["training"] and asdict(TuneSettings(**settings["training"]))}
+    return path.is_file() and fits(json.loads(path.read_text()), task, row)
 
 
 def train(task: Task, weights: str, data: Path) -> dict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sun.model.weights import ADAPTER_FILES
@@ -44,7 +44,7 @@ def _settings(steps: int, batch: int, precision: str = "fp32") -> TuneSettings:
 
 
 SMALL_STEPS = {"sun_lora": 5e-4, "sun_all": 4e-4, "qsun_retuned": 5e-4}
-"""Learning rates for steps of four examples; full fine-tuning's is right as it is (accuracy_study.py)."""
+"""Learning rates for steps of four examples, where those of `TRAININGS` cost SUN five points on banking (accuracy.md)."""
 
 TASKS = {task.name: task for task in (
     Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
@@ -120,3 +120,15 @@ def training(task: Task, weights: str) -> TuneSettings:
     """Settings of one of `TRAININGS` on a task."""
     made = replace(task.settings, **TRAININGS[weights])
     return replace(made, lr=task.rates.get(weights, made.lr))
+
+
+def settings_of(task: Task, row: Row) -> dict:
+    """Everything that a row's score depends on, besides code and data."""
+    tuned = None if row.weights is None else asdict(training(task, row.weights))
+    return {"training": tuned, "held_out": HELD_OUT, "own": row.own, "scheme": row.scheme, "cut": row.cut, "limit": task.limit, "metric": task.metric}
+
+
+def fits(result: dict, task: Task, row: Row) -> bool:
+    """Whether a result is of these settings; settings that it was written without have their defaults."""
+    made = {"cut": None, **result["settings"]}
+    return {**made, "training": made["training"] and asdict(TuneSettings(**made["training"]))} == settings_of(task, row)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sun_build.evaluate import interval
-from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS
+from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS, fits
 from sun_perf.machine import in_words
 from sun_perf.results import write_result
 
@@ -23,13 +23,13 @@ test set for all its rows. Greedy answers through the engine that serves; 95 % b
 
 
 def load(results: Path) -> dict[str, dict[str, dict]]:
-    """{task: {row: result}} of the results there are."""
+    """{task: {row: result}} of the results there are; those of other settings, which would not compare, are left out."""
     found: dict[str, dict[str, dict]] = {}
-    for task in TASKS:
-        for row in ROWS:
-            path = results / "accuracy" / f"{task}.{row}.json"
-            if path.is_file():
-                found.setdefault(task, {})[row] = json.loads(path.read_text())
+    for task in TASKS.values():
+        for row in ROWS.values():
+            path = results / "accuracy" / f"{task.name}.{row.name}.json"
+            if path.is_file() and fits(result := json.loads(path.read_text()), task, row):
+                found.setdefault(task.name, {})[row.name] = result
     return found
 
 

@@ -26,7 +26,8 @@ def place(tmp_path: Path, monkeypatch) -> Path:
     tasks = {"made": Task("made", "exact", 4, TuneSettings(steps=2, batch=2, eval_every=2), also=("utility",), max_tokens=4)}
     for module in (accuracy, accuracy_report):
         monkeypatch.setattr(module, "TASKS", tasks)
-    monkeypatch.setattr(accuracy, "HELD_OUT", 2)
+    for module in (accuracy, accuracy_plan):
+        monkeypatch.setattr(module, "HELD_OUT", 2)
     monkeypatch.setitem(accuracy_plan.TRAININGS["sun_lora"], "rank", 16)
     monkeypatch.setattr(accuracy, "BASE", tmp_path / "base")
     monkeypatch.setattr(accuracy, "RUNS", tmp_path / "runs")
@@ -58,9 +59,9 @@ def test_every_row_is_made_and_reported_and_none_is_made_twice(place, monkeypatc
 def test_a_row_of_other_settings_is_made_again(place, monkeypatch):
     task, row = accuracy.TASKS["made"], ROWS["base"]
     accuracy.make_rows(task, ["base"], place / "data")
-    assert accuracy.done(task, row)
-    monkeypatch.setattr(accuracy, "HELD_OUT", 1)
-    assert not accuracy.done(task, row)
+    assert accuracy.done(task, row) and accuracy_report.load(place / "results")
+    monkeypatch.setattr(accuracy_plan, "HELD_OUT", 1)
+    assert not accuracy.done(task, row) and not accuracy_report.load(place / "results"), "nor is it reported beside rows that it does not compare with"
 
 
 def test_all_rows_of_a_column_are_trained_alike():
