@@ -19,7 +19,7 @@ from sun.model.weights import load_lora
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.evaluate import engine_answers, test_set as conversations_of
 from sun_build.contestants import Contestant
-from sun_build.tasks import add_task
+from sun_build.tasks import add_task, describe_weights
 from sun_build.tune.data import examples, read_conversations
 from sun_build.tune.journal import read_steps
 from sun_build.tune.modules import TwoModules, frozen
@@ -117,6 +117,19 @@ def test_a_resumed_run_has_the_losses_and_the_weights_of_an_unbroken_one(base_di
     for name in ("adapter_model.safetensors",):
         assert (broken / name).read_bytes() == (whole / name).read_bytes()
     assert not (broken / "checkpoints").exists()
+
+
+def test_an_overwritten_run_leaves_nothing_to_be_served_in_place_of_the_new_one(root, base_dir, rows, tmp_path):
+    out = tmp_path / "out"
+    tune(base_dir, rows, [], out, SMALL)
+    describe_weights(base_dir, out, "old")
+    tune(base_dir, rows, [], out, changed(adapter="none", seed=1), overwrite=True)
+    assert not (out / "task.json").exists()
+    assert add_task(root / "model_repository", base_dir, "new", out).weights == "full"
+    with pytest.raises(ValueError, match="holds the base or the teacher"):
+        tune(base_dir, rows, [], out, changed(distill=0.5), teacher=out, overwrite=True)
+    tune(base_dir, rows, [], out, SMALL, overwrite=True)
+    assert not (out / "model.safetensors").exists() and not (out / "config.json").exists()
 
 
 def test_a_run_goes_on_with_smaller_batches_after_memory_ran_out(base_dir, rows, tmp_path, monkeypatch):

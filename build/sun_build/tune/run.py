@@ -10,9 +10,10 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
+from sun.model.manifest import TASK_FILE
 from sun.model.weights import ADAPTER_FILES
 from sun_build.tune.data import Example
-from sun_build.tune.journal import STEPS_FILE, Journal, Report, draw, read_steps
+from sun_build.tune.journal import CURVE_FILE, STEPS_FILE, Journal, Report, draw, read_steps
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings
 from sun_build.tune.shrink import shrink_adapter
@@ -20,6 +21,9 @@ from sun_build.tune.stopping import Interrupt, OptimizerGuard, out_of_memory
 from sun_build.tune.trainer import CHECKPOINTS, HandoffTrainer
 
 SETTINGS_FILE = "tune.json"
+WEIGHTS = (*ADAPTER_FILES, "model.safetensors", "config.json", "generation_config.json")
+MADE = (*WEIGHTS, TASK_FILE, "README.md", STEPS_FILE, CURVE_FILE)
+"""What a run leaves behind besides its settings. One by another method or adapter would leave part of it, to be served in place of its own."""
 
 
 def is_main() -> bool:
@@ -48,7 +52,8 @@ def begin(out: Path, settings: TuneSettings, resume: bool, overwrite: bool) -> P
             raise ValueError(f"out: the run in {out} has another {', '.join(other)}; give it the same to resume it")
     elif overwrite:
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-        (out / STEPS_FILE).unlink(missing_ok=True)
+        for name in MADE:
+            (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     said.write_text(json.dumps(asdict(settings), indent=1) + "\n")
     return _last_checkpoint(out)
@@ -71,6 +76,8 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     if bool(settings.distill) != (teacher is not None):
         raise ValueError("distill: needs a teacher, and a teacher needs distill above 0")
     out = Path(out)
+    if out.resolve() in (Path(folder).resolve() for folder in (base_dir, teacher) if folder is not None):
+        raise ValueError(f"out: {out} holds the base or the teacher; a run needs a folder of its own")
     checkpoint = begin(out, settings, resume, overwrite)
     set_seed(settings.seed)  # before the adapter's weights are drawn
     model = TwoModules.load(base_dir, settings, teacher)
