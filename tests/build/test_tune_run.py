@@ -119,6 +119,32 @@ def test_a_resumed_run_has_the_losses_and_the_weights_of_an_unbroken_one(base_di
     assert not (broken / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("other", ["set of examples", "set of held-out examples", "teacher"])
+def test_a_run_is_resumed_with_what_it_began_with_only(base_dir, rows, tmp_path, other):
+    out, teacher, settings = tmp_path / "out", tiny.checkpoint(tmp_path / "teacher", seed=3), changed(distill=0.5, eval_every=2)
+
+    def stop(step: int, loss: float, rate: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune(base_dir, rows[:2], rows[2:], out, settings, teacher, report=stop)
+    train, held_out = (rows[1:3] if other == "set of examples" else rows[:2]), rows[3:] if other == "set of held-out examples" else rows[2:]
+    if other == "teacher":
+        tiny.checkpoint(teacher, seed=4)
+    with pytest.raises(ValueError, match=f"has another {other}; give it the same"):
+        tune(base_dir, train, held_out, out, settings, teacher, resume=True)
+    (out / "tune_sources.json").unlink()  # as a run of an earlier version has it
+    assert tune(base_dir, train, held_out, out, settings, teacher, resume=True)["held_out_loss"] is not None
+
+
+def test_a_run_that_has_ended_is_not_trained_over(base_dir, rows, tmp_path):
+    tune(base_dir, rows, [], tmp_path / "out", SMALL)
+    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="has ended; --overwrite starts anew"):
+        tune(base_dir, rows, [], tmp_path / "out", SMALL, resume=True)
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_an_overwritten_run_leaves_nothing_to_be_served_in_place_of_the_new_one(root, base_dir, rows, tmp_path):
     out = tmp_path / "out"
     tune(base_dir, rows, [], out, SMALL)
