@@ -89,6 +89,6 @@ def tune(
     if not is_main():
         return
     loss = f", held-out loss {result['held_out_loss']}" if kept_out else ""
-    print(f"{name}: {steps} steps, last training loss {result['train_loss']}{loss}. Curve: {os.path.relpath(out / 'loss.png')}")
+    print(f"{name}: {result['steps']} steps, last training loss {result['train_loss']}{loss}. Curve: {os.path.relpath(out / 'loss.png')}")
     print(f"Next: sun task add {name} --weights {os.path.relpath(out)}" if method == "sun"
           else f"Next: sun eval --task TASK --data test.jsonl --against full,sun --full {os.path.relpath(out)}")

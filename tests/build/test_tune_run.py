@@ -21,7 +21,7 @@ from sun_build.evaluate import engine_answers, test_set as conversations_of
 from sun_build.contestants import Contestant
 from sun_build.tasks import add_task, describe_weights
 from sun_build.tune.data import examples, read_conversations
-from sun_build.tune.journal import read_steps
+from sun_build.tune.journal import Journal, read_steps
 from sun_build.tune.modules import TwoModules, frozen
 from sun_build.tune.run import tune
 from sun_build.tune.settings import TuneSettings
@@ -184,6 +184,29 @@ def test_the_weights_with_the_lowest_held_out_loss_are_kept_and_patience_ends_th
     from sun_build.tune.loss import collate
 
     assert model(**collate(rows[2:]))["loss"].item() == pytest.approx(min(held), rel=2e-2)  # the adapter is kept in float16
+
+
+def test_patience_outlasts_a_resume_and_the_card_says_the_steps_that_were_taken(root, data, tmp_path, monkeypatch):
+    def options(out: Path) -> list[str]:
+        return ["tune", "--data", str(data), "--root", str(root), "--steps", "60", "--batch", "2", "--rank", "2", "--lr", "0.3", "--held-out", "2",
+                "--eval-every", "1", "--patience", "3", "--out", str(out)]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    said = sun(*options(whole)).output
+    taken = len(losses(whole))
+    assert taken < 60 and f"{taken} steps" in said and f"steps {taken} of 60," in (whole / "README.md").read_text()
+    write = Journal._write
+
+    def killed(self, row: dict) -> None:
+        if row["step"] == taken and self.path.parent == broken:
+            raise InterruptedError
+        write(self, row)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Journal, "_write", killed)
+        sun(*options(broken))
+    sun(*options(broken), "--resume")
+    assert losses(broken) == losses(whole)
 
 
 @pytest.mark.parametrize("every", [4, 100])

@@ -92,7 +92,7 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     """Train, and write to ``out`` the weights, `tune.json` (the settings), `tune_sources.json`, `steps.jsonl` and `loss.png`.
 
     teacher: a checkpoint to distil from, needed if settings.distill is not 0. Returns what the task's card should say: the
-    settings, the last losses and the best held-out loss; None if the run was interrupted, which leaves a checkpoint to resume.
+    settings, with the steps that were taken, the last losses and the best held-out loss; None if the run was interrupted, which leaves a checkpoint to resume.
     Raises RuntimeError, with a checkpoint left too, if memory ran out.
     """
     if bool(settings.distill) != (teacher is not None):
@@ -126,8 +126,8 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     lines = read_steps(out / STEPS_FILE)
     losses, held = [r["loss"] for r in lines if "loss" in r], [r["held_out_loss"] for r in lines if "held_out_loss" in r]
     return {
-        **asdict(settings), "lr": settings.peak_lr, "examples": len(rows), "train_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
-        "held_out_loss": round(min(held), 4) if held else None,
+        **asdict(settings), "steps": trainer.state.global_step, "lr": settings.peak_lr, "examples": len(rows),
+        "train_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4), "held_out_loss": round(min(held), 4) if held else None,
     }
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sun_build.tune.batches import plan_batches
 from sun_build.tune.data import Example
 from sun_build.tune.loss import collate
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings
+from sun_build.tune.stopping import Patience
 
 CHECKPOINTS = "checkpoints"
 
@@ -61,7 +62,7 @@ class HandoffTrainer(Trainer):
             remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"], dataloader_pin_memory=on_gpu, **best)
         if held_out:
             callbacks = [*callbacks, LookLast()]
-            callbacks += [EarlyStoppingCallback(settings.patience)] if settings.patience else []
+            callbacks += [Patience(settings.patience)] if settings.patience else []
         super().__init__(model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None, data_collator=collate, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # the journal says it all
         self.settings, self.tokens = settings, 0
