@@ -26,6 +26,8 @@ BAD = [
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "messages[1].content: the assistant's turn is empty"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}', "messages[1].content"),
     ('{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]}', "messages[0].role"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b \\ud83d"}]}', "messages[1].content: not valid Unicode"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, 5]}', "messages[2]: expected an object"),
     ('{"prompt": "a"}', "messages: expected"), ('{"prompt": "a", "completion": " "}', "messages[1].content"), ('{"prompt": 1, "completion": "b"}', "prompt and completion"),
 ]
 
@@ -76,6 +78,20 @@ def test_lines_end_at_newlines_only(tmp_path):
     row = {"messages": [{"role": "user", "content": "a\u2028b\x85c"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "d.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     assert read_conversations(tmp_path / "d.jsonl")[0].messages == row["messages"]
+
+
+def test_a_byte_that_is_not_utf_8_is_refused_by_file_and_line_and_a_byte_order_mark_is_not_data(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n".encode())
+    assert len(read_conversations(tmp_path / "d.jsonl")) == 1
+    (tmp_path / "d.jsonl").write_bytes(f"{GOOD}\n".encode() + GOOD.replace('"a"', '"caf\xe9"').encode("latin-1"))
+    with pytest.raises(ValueError, match=r"d\.jsonl:2: not UTF-8: byte 0xe9 at byte 46"):
+        read_conversations(tmp_path / "d.jsonl")
+
+
+def test_what_the_chat_template_refuses_is_refused_by_file_and_line(prompts, tmp_path):
+    (tmp_path / "d.jsonl").write_text(f'{GOOD}\n{GOOD.replace("user", "tool")}')
+    with pytest.raises(ValueError, match=r"d\.jsonl:2: messages: the chat template refuses them: tools are not spoken here"):
+        examples(read_conversations(tmp_path / "d.jsonl"), prompts, 300, 500)
 
 
 def test_hub_datasets_are_read_by_id(monkeypatch):

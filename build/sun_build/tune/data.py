@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sun.text.prompt import PromptFormat, check_messages
+from sun.text.prompt import PromptFormat, check_message, check_messages
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,9 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
     path = Path(source)
     if path.is_file():
         # Not splitlines(): JSON strings may hold characters that it takes for ends of lines.
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+                yield f"{path}:{number}", _parse(line, f"{path}:{number}", "utf-8-sig" if number == 1 else "utf-8")
         return
     name, _, split = str(source).partition(":")
     if path.suffix or path.is_absolute() or name.count("/") != 1 or path.is_dir():
@@ -65,6 +62,15 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"{source}: to read datasets from the hub, run `pip install datasets`; for a local file, check its path") from error
     for number, row in enumerate(load_dataset(name, split=split or "train"), 1):
         yield f"{source} row {number}", row
+
+
+def _parse(line: bytes, where: str, encoding: str) -> Any:
+    try:
+        return json.loads(line.decode(encoding))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8: byte {line[error.start]:#04x} at byte {error.start} of the line") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
 
 
 def _messages(row: Any, where: str) -> list[dict[str, Any]]:
@@ -78,24 +84,31 @@ def _messages(row: Any, where: str) -> list[dict[str, Any]]:
         messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list):
         raise ValueError(f"{where}: messages: expected a JSON array of {{role, content}} objects (or prompt and completion)")
-    turns = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "assistant"]
-    if not turns:
-        raise ValueError(f"{where}: messages: no assistant turn to learn from")
-    for turn in turns:
-        try:
-            check_messages(messages[:turn])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if not isinstance(messages[turn].get("content"), str) or not messages[turn]["content"].strip():
-            raise ValueError(f"{where}: messages[{turn}].content: the assistant's turn is empty")
+    try:
+        _check(messages)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     return messages
+
+
+def _check(messages: list[Any]) -> None:
+    """Raise ValueError naming the part at fault of a conversation that cannot be learnt."""
+    for i, message in enumerate(messages):
+        check_message(message, i)
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if not turns:
+        raise ValueError("messages: no assistant turn to learn from")
+    for turn in turns:
+        check_messages(messages[:turn])
+        if not messages[turn]["content"].strip():
+            raise ValueError(f"messages[{turn}].content: the assistant's turn is empty")
 
 
 def examples(conversations: list[Conversation], prompts: PromptFormat, vocab: int, max_tokens: int) -> tuple[list[Example], int]:
     """Every assistant turn with all before it as its prompt; returns them and how many were left out for being over ``max_tokens`` in all.
 
     vocab: size of the base's embedding. Raises ValueError naming the conversation whose response alone is over the
-    limit, or whose tokens the base does not have.
+    limit, whose prompt the chat template refuses, or whose tokens the base does not have.
     """
     if not prompts.eos_ids:
         raise ValueError("tokeniser: it names no end-of-turn token (eos_token), so no answer could learn to end")
@@ -105,7 +118,10 @@ def examples(conversations: list[Conversation], prompts: PromptFormat, vocab: in
             if message["role"] != "assistant":
                 continue
             response = prompts.tokenizer.encode(message["content"], add_special_tokens=False) + prompts.eos_ids[:1]
-            example = Example(prompts.encode(conversation.messages[:turn]), response)
+            try:
+                example = Example(prompts.encode(conversation.messages[:turn]), response)
+            except ValueError as error:
+                raise ValueError(f"{conversation.where}: {error}") from error
             where = f"{conversation.where}: messages[{turn}].content"
             if (highest := max(example.prompt + response)) >= vocab:
                 raise ValueError(f"{where}: the tokeniser does not fit the base: it gives token {highest}, the base has {vocab} tokens")
