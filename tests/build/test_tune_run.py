@@ -20,12 +20,14 @@ from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.evaluate import engine_answers, test_set as conversations_of
 from sun_build.contestants import Contestant
 from sun_build.tasks import add_task, describe_weights
-from sun_build.tune.data import examples, read_conversations
+from sun_build.tune.data import Example, examples, read_conversations
 from sun_build.tune.journal import Journal, read_steps
+from sun_build.tune.loss import collate
 from sun_build.tune.modules import TwoModules, frozen
 from sun_build.tune.run import tune
 from sun_build.tune.settings import TuneSettings
 from sun_client.cli import app
+from sun_client.tuning import Tuning
 from tests.unit import tiny
 
 SMALL = TuneSettings(steps=6, batch=2, rank=2, alpha=4, lr=0.02, save_every=2)
@@ -181,8 +183,6 @@ def test_the_weights_with_the_lowest_held_out_loss_are_kept_and_patience_ends_th
     held = [row["held_out_loss"] for row in read_steps(tmp_path / "out" / "steps.jsonl") if "held_out_loss" in row]
     assert len(held) < 30 and min(held[-3:]) >= min(held) == pytest.approx(result["held_out_loss"], abs=1e-4)
     model = TwoModules(tiny.with_adapter(base_dir, tmp_path / "out"), frozen(base_dir, "fp32")).eval()
-    from sun_build.tune.loss import collate
-
     assert model(**collate(rows[2:]))["loss"].item() == pytest.approx(min(held), rel=2e-2)  # the adapter is kept in float16
 
 
@@ -207,6 +207,30 @@ def test_patience_outlasts_a_resume_and_the_card_says_the_steps_that_were_taken(
         sun(*options(broken))
     sun(*options(broken), "--resume")
     assert losses(broken) == losses(whole)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_held_out_loss_is_that_of_each_token_whatever_the_batch(base_dir, tmp_path, precision):
+    held_out = [Example([5, 9, 7, 3][: 2 + i % 3], [11, 12, 13, 14, 15, 257][i:]) for i in range(5)]
+    model = TwoModules.load(base_dir, SMALL).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = sum(model(**collate([e]), num_items_in_batch=1)["loss"].item() for e in held_out) / sum(len(e.response) for e in held_out)
+    for batch in (1, 2, 4):
+        out = tmp_path / str(batch)
+        result = tune(base_dir, held_out, held_out, out, changed(batch=batch, accumulate=4 // batch, steps=1, lr=0.0, precision=precision))
+        assert result["held_out_loss"] == pytest.approx(loss, rel=1e-4 if precision == "fp32" else 4e-4)
+
+
+def test_a_conversation_is_held_out_as_a_whole(base_dir, tmp_path):
+    def row(*answers: str) -> str:
+        return json.dumps({"messages": [m for a in answers for m in ({"role": "user", "content": "?"}, {"role": "assistant", "content": a})]})
+
+    source = tmp_path / "d.jsonl"
+    source.write_text("\n".join([row("one"), row("two", "three"), row("four", "five")]))
+    tuning = Tuning("t", base_dir, BaseManifest.load(base_dir), str(source), tmp_path / "out", None, SMALL)
+    assert [[len(side) for side in tuning.read(count)[:2]] for count in (0, 1, 2, 3, 4)] == [[5, 0], [3, 2], [3, 2], [1, 4], [1, 4]]
+    with pytest.raises(ValueError, match="5 examples fit into max_tokens and the last 5, by whole conversations, are held out; none is left"):
+        tuning.read(5)
 
 
 @pytest.mark.parametrize("every", [4, 100])
@@ -255,14 +279,18 @@ def test_bad_settings_are_refused_by_name(values, words):
     assert words in str(error.value)
 
 
-def test_two_devices_take_the_steps_of_one(root, base_dir, data, tmp_path):
-    options = ["--data", str(data), "--root", str(root), "--steps", "4", "--rank", "2", "--held-out", "1", "--eval-every", "2"]
+def test_two_devices_take_the_steps_of_one_and_find_its_held_out_loss(root, tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": "yes" * (1 + i % 4)} for i in range(8)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--data", str(tmp_path / "d.jsonl"), "--root", str(root), "--steps", "4", "--rank", "2", "--held-out", "3", "--eval-every", "2", "--precision", "fp32"]
     sun("tune", "--out", str(tmp_path / "one"), *options, "--batch", "2")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sun_client.cli", "tune",
          "--out", str(tmp_path / "two"), *options, "--batch", "1"], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    for name in ("loss", "held_out_loss"):
+        one, two = ([row[name] for row in read_steps(tmp_path / out / "steps.jsonl") if name in row] for out in ("one", "two"))
+        assert two == pytest.approx(one, rel=1e-3)
     assert (tmp_path / "two" / "adapter_model.safetensors").exists()
 
 
