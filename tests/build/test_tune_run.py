@@ -294,6 +294,13 @@ def test_two_devices_take_the_steps_of_one_and_find_its_held_out_loss(root, tmp_
     assert (tmp_path / "two" / "adapter_model.safetensors").exists()
 
 
+def test_fewer_examples_than_a_step_of_several_devices_takes_are_refused_before_it(base_dir, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"data: 3 examples, and a step on 2 devices takes 4 \(devices x batch x accumulate\)"):
+        tune(base_dir, rows[:3], [], tmp_path / "out", SMALL)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_adapter_cut_down_is_the_best_of_its_rank(base_dir, rows, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     tune(base_dir, rows, [], whole, changed(rank=6, alpha=12))
