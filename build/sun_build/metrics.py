@@ -34,12 +34,16 @@ def utility(answer: str, reference: str, row: Row = None) -> bool:
 
 
 def flags(answer: str, reference: str, row: Row = None) -> bool:
-    """The same program is called with the same flags, whatever their order and their values."""
+    """The same program is called with the same flags, whatever their order and their values (`-mtime -7`, `--color=auto`, `head -5`).
+
+    A cluster of short flags, or one with its value, is taken as one word: `-la` is not `-al`, nor `-n5` `-n9`. A flag that is a digit,
+    as in `ls -1`, is taken for a value.
+    """
     return utility(answer, reference) and _flags(answer) == _flags(reference)
 
 
 def _flags(text: str) -> set[str]:
-    return {word for word in text.split() if word.startswith("-")}
+    return {word.split("=")[0] for word in text.split() if word.startswith("-") and not word[1:2].isdigit()}
 
 
 def tool_call(answer: str, reference: str, row: Row = None) -> bool:

@@ -11,10 +11,12 @@ import msgspec
 from sun.model.loading import load_prefill, task_digest, task_weight_files
 from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest, write_manifest
 from sun.model.weights import ADAPTER_FILES, INDEX_FILE
-from sun_build.config_file import without
+from sun_build.config_file import parameter, without
 from sun_build.ensemble import ensemble_config
 from sun_build.task_entries import check_name
 
+EXPORTED = ("onnx", "triton")
+"""Executors that run a task's export in place of its weights."""
 PREFILL_CONFIG = """\
 # {name}: prompt token ids x1..x(n-1) -> KV ticket, with this task's weights. Written by `sun task add`.
 backend: "sun_prefill"
@@ -87,6 +89,9 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
 
 
 def prefill_config(repository: Path, name: str) -> str:
-    """The prefill module's `config.pbtxt`: what somebody has set in an earlier one stays, but for the executor, since an export is of the old weights."""
+    """The prefill module's `config.pbtxt`: what somebody has set in an earlier one stays, but for an executor of an export, which is of the old weights."""
     earlier = repository / f"prefill_{name}" / "config.pbtxt"
-    return without(earlier.read_text(), "executor") if earlier.is_file() else PREFILL_CONFIG.format(name=name)
+    if not earlier.is_file():
+        return PREFILL_CONFIG.format(name=name)
+    exported = parameter(repository, earlier.parent.name, "executor") in EXPORTED
+    return without(earlier.read_text(), "executor") if exported else earlier.read_text()

@@ -20,7 +20,7 @@ def export(
     executor: Annotated[str | None, typer.Option(
         help="Have the task served by the export. onnx: inside its prefill model, on the CPU. triton: prefill calls kv_TASK of the root's repository.",
         show_default=False)] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, fp16 or bf16: of linear layers and attention; norms and the KV are float32.")] = "fp32",
+    dtype: Annotated[str, typer.Option(help="fp32, fp16 or, on a GPU, bf16: of linear layers and attention; norms and the KV are float32.")] = "fp32",
     lora: Annotated[str, typer.Option(help="merged into the weights, or separate: initialisers of its own, which a plan can have refitted.")] = "merged",
     opset: Annotated[int, typer.Option(min=18, help="Of ONNX. 18 is read by all; from 23 on attention is one node, if the runtime has it.")] = 18,
     max_batch: Annotated[int, typer.Option(min=1, help="Prompts that run together in Triton.")] = 8,
@@ -44,6 +44,8 @@ def export(
         raise ValueError("--out: name a folder for the Triton model, or have the task served by it with --executor")
     if executor == "triton" and out is not None and out.resolve() != place.models:
         raise ValueError(f"--out: executor triton calls a model of {place.models}; leave --out away")
+    if dtype == "bf16" and format == "onnx" and (here or cpu):
+        raise ValueError("--dtype: ONNX Runtime does not compute bf16 on the CPU, so the export could not be loaded; take fp32 or fp16")
     target = place.models if out is None else out
     with show.quiet_libraries(), show.working(f"exporting {task}"):
         from sun_build.config_file import set_parameter

@@ -33,7 +33,7 @@ def tune(
     max_tokens: Annotated[int, typer.Option(
         min=2, help="Longer examples (prompt and answer, in tokens) are left out; an answer longer than this is an error.")] = 512,
     held_out: Annotated[int, typer.Option(
-        min=0, help="Keep the last so many examples out of training; the weights with the lowest loss on them are kept.")] = 0,
+        min=0, help="Keep the last so many examples out of training, by whole conversations; the weights with the lowest loss on them are kept.")] = 0,
     eval_every: Annotated[int, typer.Option(min=1, help="Steps between looks at the held-out examples.")] = 50,
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many looks without a lower loss; 0 never.")] = 0,
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints (with held-out examples: eval-every).")] = 50,
@@ -89,6 +89,6 @@ def tune(
     if not is_main():
         return
     loss = f", held-out loss {result['held_out_loss']}" if kept_out else ""
-    print(f"{name}: {steps} steps, last training loss {result['train_loss']}{loss}. Curve: {os.path.relpath(out / 'loss.png')}")
+    print(f"{name}: {result['steps']} steps, last training loss {result['train_loss']}{loss}. Curve: {os.path.relpath(out / 'loss.png')}")
     print(f"Next: sun task add {name} --weights {os.path.relpath(out)}" if method == "sun"
           else f"Next: sun eval --task TASK --data test.jsonl --against full,sun --full {os.path.relpath(out)}")

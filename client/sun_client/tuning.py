@@ -69,16 +69,22 @@ class Tuning:
     def read(self, held_out: int) -> tuple[list[Example], list[Example], int]:
         """Examples to train on, the last ``held_out`` to keep out, and how many were too long.
 
+        A conversation's turns are all kept out, which may make it more, or none: the prompts of later ones hold the earlier ones' answers.
         Raises ValueError naming the line at fault, or if nothing is left to train on.
         """
         from sun_build.tune.data import examples, read_conversations
 
         prompts = PromptFormat.load(self.base_dir, self.base.prompt)
-        rows, too_long = examples(read_conversations(self.data), prompts, self.base.vocab, self.settings.max_tokens)
-        if len(rows) <= held_out:
-            raise ValueError(f"{self.data}: {len(rows)} examples fit into max_tokens and {held_out} are held out; none is left to train on")
-        cut = len(rows) - held_out
-        return rows[:cut], rows[cut:], too_long
+        found = [examples([c], prompts, self.base.vocab, self.settings.max_tokens) for c in read_conversations(self.data)]
+        cut, kept_out = len(found), []
+        while cut and len(kept_out) < held_out:
+            cut -= 1
+            kept_out = found[cut][0] + kept_out
+        rows = [row for kept, _ in found[:cut] for row in kept]
+        if not rows:
+            raise ValueError(f"{self.data}: {len(kept_out)} examples fit into max_tokens and the last {held_out}, by whole conversations, are held out; "
+                             "none is left to train on")
+        return rows, kept_out, sum(left_out for _, left_out in found)
 
     def train(self, rows: list[Example], held_out: list[Example], resume: bool = False, overwrite: bool = False,
               tensorboard: bool = False) -> dict | None:
@@ -112,8 +118,9 @@ class Tuning:
         """`README.md`, over the empty template that peft writes."""
         settings = self.settings
         kind = "full" if settings.method == "full" else {"lora": "adapter", "none": "prefill"}[settings.adapter]
+        said = {**result, "steps": f"{result['steps']} of {settings.steps}"} if result["steps"] < settings.steps else result
         names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "precision", "seed"]
         names += ["rank", "alpha", "export_rank"] if settings.adapter == "lora" else []
         values = {"task": self.task, "what": WHAT[kind].format(task=self.task), "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
-        values["settings"] = ", ".join(f"{name} {result[name]}" for name in names)
+        values["settings"] = ", ".join(f"{name} {said[name]}" for name in names)
         (self.out / "README.md").write_text((CARD if kind == "adapter" else CARD.replace(PEFT, "")).format(**values))

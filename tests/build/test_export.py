@@ -183,6 +183,9 @@ def test_adding_the_task_again_takes_its_export_and_executor_away(tmp_path):
     (["--task", "mine", "--executor", "triton", "--out", "x"], "--out: executor triton"),
     (["--task", "mine", "--out", "x", "--format", "gguf"], "--format: got 'gguf', expected one of onnx, tensorrt"),
     (["--task", "mine", "--out", "x", "--dtype", "int3"], "dtype: got 'int3', expected one of fp32, bf16, fp16"),
+    (["--task", "mine", "--executor", "onnx", "--dtype", "bf16"], "--dtype: ONNX Runtime does not compute bf16 on the CPU"),
+    (["--task", "mine", "--executor", "triton", "--cpu", "--dtype", "bf16"], "--dtype: ONNX Runtime does not compute bf16 on the CPU"),
+    (["--task", "mine", "--out", "x", "--cpu", "--dtype", "bf16"], "--dtype: ONNX Runtime does not compute bf16 on the CPU"),
 ])
 def test_what_cannot_be_exported_is_refused_by_option(root, words, reason):
     refused = CliRunner().invoke(app, ["export", "--root", str(root), *words])

@@ -80,12 +80,13 @@ def test_adding_again_replaces(repository, base_dir, tmp_path):
     assert add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir)) == TaskRegistry(repository).get("mine")
 
 
-def test_what_an_operator_has_set_stays_when_the_weights_change(repository, base_dir, tmp_path):
+@pytest.mark.parametrize(("executor", "stays"), [("onnx", ""), ("triton", ""), ("cuda", "cuda"), ("torch", "torch")])
+def test_what_an_operator_has_set_stays_when_the_weights_change_but_for_an_export_of_the_old_ones(repository, base_dir, tmp_path, executor, stays):
     add_task(repository, base_dir, "mine")
-    for name, value in (("scheme", "int8"), ("executor", "onnx"), ("nice", "5")):
+    for name, value in (("scheme", "int8"), ("executor", executor), ("nice", "5")):
         set_parameter(repository / "prefill_mine" / "config.pbtxt", name, value)
     add_task(repository, base_dir, "mine", tiny.adapter(tmp_path / "adapter", base_dir))
-    assert [parameter(repository, "prefill_mine", name) for name in ("scheme", "executor", "nice")] == ["int8", "", "5"]
+    assert [parameter(repository, "prefill_mine", name) for name in ("scheme", "executor", "nice")] == ["int8", stays, "5"]
 
 
 @pytest.mark.parametrize("name", ["", "Upper", "a b", "../x", "sun", "prefill_x", "decode_0", "kv_x", "x" * 64])

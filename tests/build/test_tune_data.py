@@ -26,6 +26,14 @@ BAD = [
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "messages[1].content: the assistant's turn is empty"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}', "messages[1].content"),
     ('{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]}', "messages[0].role"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b \\ud83d"}]}', "messages[1].content: not valid Unicode"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, 5]}', "messages[2]: expected an object"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}', "no assistant turn to learn from: all have weight 0"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}', "messages[1].weight: got 0.5"),
+    (GOOD[:-1] + ', "tools": [{"type": "function"}]}', "tools: tools are not learnt"), (GOOD[:-1] + ', "functions": [{"name": "f"}]}', "functions: tools are not"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null, "tool_calls": [{}]}]}', "messages[1].tool_calls: tools are not"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "function_call": {}}, '
+     '{"role": "assistant", "content": "b", "function_call": {"name": "f"}}]}', "messages[2].function_call: tools are not learnt from fields"),
     ('{"prompt": "a"}', "messages: expected"), ('{"prompt": "a", "completion": " "}', "messages[1].content"), ('{"prompt": 1, "completion": "b"}', "prompt and completion"),
 ]
 
@@ -78,6 +86,20 @@ def test_lines_end_at_newlines_only(tmp_path):
     assert read_conversations(tmp_path / "d.jsonl")[0].messages == row["messages"]
 
 
+def test_a_byte_that_is_not_utf_8_is_refused_by_file_and_line_and_a_byte_order_mark_is_not_data(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{GOOD}\r\n".encode())
+    assert len(read_conversations(tmp_path / "d.jsonl")) == 1
+    (tmp_path / "d.jsonl").write_bytes(f"{GOOD}\n".encode() + GOOD.replace('"a"', '"caf\xe9"').encode("latin-1"))
+    with pytest.raises(ValueError, match=r"d\.jsonl:2: not UTF-8: byte 0xe9 at byte 46"):
+        read_conversations(tmp_path / "d.jsonl")
+
+
+def test_what_the_chat_template_refuses_is_refused_by_file_and_line(prompts, tmp_path):
+    (tmp_path / "d.jsonl").write_text(f'{GOOD}\n{GOOD.replace("user", "tool")}')
+    with pytest.raises(ValueError, match=r"d\.jsonl:2: messages: the chat template refuses them: tools are not spoken here"):
+        examples(read_conversations(tmp_path / "d.jsonl"), prompts, 300, 500)
+
+
 def test_hub_datasets_are_read_by_id(monkeypatch):
     asked = []
 
@@ -112,6 +134,23 @@ def test_every_assistant_turn_is_an_example_with_all_before_it_as_prompt(prompts
     assert (first.prompt, second.prompt) == (prompts.encode(messages[:1]), prompts.encode(messages[:3]))
     assert prompts.tokenizer.decode(second.response) == "ok<|im_end|>"
     assert examples([conversation], prompts, 300, len(first.prompt) + len(first.response)) == ([first], 1)
+
+
+def test_a_turn_of_weight_0_is_context_only(prompts, tmp_path):
+    turns = [("hi", "WRONG", 0), ("again", "right", 1), ("more", "WRONG", 0)]
+    messages = [m for said, answer, weight in turns for m in ({"role": "user", "content": said}, {"role": "assistant", "content": answer, "weight": weight})]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": messages}))
+    conversation, = read_conversations(tmp_path / "d.jsonl")
+    (example,), _ = examples([conversation], prompts, 300, 500)
+    assert prompts.tokenizer.decode(example.response) == "right<|im_end|>" and "WRONG" in prompts.tokenizer.decode(example.prompt)
+    assert conversation.last_turn == 3, "what an answer is scored against"
+
+
+def test_fields_that_a_dataset_has_for_other_rows_are_no_tools(tmp_path):
+    row = {"messages": [{"role": "user", "content": "a", "tool_calls": None}, {"role": "assistant", "content": "b", "weight": None, "tool_calls": None}], "tools": None}
+    bfcl = {**json.loads(GOOD), "functions": [{"name": "f"}], "possible": [{"f": {}}]}
+    (tmp_path / "d.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(bfcl)}")
+    assert len(read_conversations(tmp_path / "d.jsonl")) == 2
 
 
 @given(rows=st.integers(1, 50), size=st.integers(1, 9), count=st.integers(1, 40), seed=st.integers(0, 9))

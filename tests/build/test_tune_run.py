@@ -19,13 +19,15 @@ from sun.model.weights import load_lora
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.evaluate import engine_answers, test_set as conversations_of
 from sun_build.contestants import Contestant
-from sun_build.tasks import add_task
-from sun_build.tune.data import examples, read_conversations
-from sun_build.tune.journal import read_steps
+from sun_build.tasks import add_task, describe_weights
+from sun_build.tune.data import Example, examples, read_conversations
+from sun_build.tune.journal import Journal, read_steps
+from sun_build.tune.loss import collate
 from sun_build.tune.modules import TwoModules, frozen
 from sun_build.tune.run import tune
 from sun_build.tune.settings import TuneSettings
 from sun_client.cli import app
+from sun_client.tuning import Tuning
 from tests.unit import tiny
 
 SMALL = TuneSettings(steps=6, batch=2, rank=2, alpha=4, lr=0.02, save_every=2)
@@ -119,6 +121,45 @@ def test_a_resumed_run_has_the_losses_and_the_weights_of_an_unbroken_one(base_di
     assert not (broken / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("other", ["set of examples", "set of held-out examples", "teacher"])
+def test_a_run_is_resumed_with_what_it_began_with_only(base_dir, rows, tmp_path, other):
+    out, teacher, settings = tmp_path / "out", tiny.checkpoint(tmp_path / "teacher", seed=3), changed(distill=0.5, eval_every=2)
+
+    def stop(step: int, loss: float, rate: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune(base_dir, rows[:2], rows[2:], out, settings, teacher, report=stop)
+    train, held_out = (rows[1:3] if other == "set of examples" else rows[:2]), rows[3:] if other == "set of held-out examples" else rows[2:]
+    if other == "teacher":
+        tiny.checkpoint(teacher, seed=4)
+    with pytest.raises(ValueError, match=f"has another {other}; give it the same"):
+        tune(base_dir, train, held_out, out, settings, teacher, resume=True)
+    (out / "tune_sources.json").unlink()  # as a run of an earlier version has it
+    assert tune(base_dir, train, held_out, out, settings, teacher, resume=True)["held_out_loss"] is not None
+
+
+def test_a_run_that_has_ended_is_not_trained_over(base_dir, rows, tmp_path):
+    tune(base_dir, rows, [], tmp_path / "out", SMALL)
+    before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="has ended; --overwrite starts anew"):
+        tune(base_dir, rows, [], tmp_path / "out", SMALL, resume=True)
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_an_overwritten_run_leaves_nothing_to_be_served_in_place_of_the_new_one(root, base_dir, rows, tmp_path):
+    out = tmp_path / "out"
+    tune(base_dir, rows, [], out, SMALL)
+    describe_weights(base_dir, out, "old")
+    tune(base_dir, rows, [], out, changed(adapter="none", seed=1), overwrite=True)
+    assert not (out / "task.json").exists()
+    assert add_task(root / "model_repository", base_dir, "new", out).weights == "full"
+    with pytest.raises(ValueError, match="holds the base or the teacher"):
+        tune(base_dir, rows, [], out, changed(distill=0.5), teacher=out, overwrite=True)
+    tune(base_dir, rows, [], out, SMALL, overwrite=True)
+    assert not (out / "model.safetensors").exists() and not (out / "config.json").exists()
+
+
 def test_a_run_goes_on_with_smaller_batches_after_memory_ran_out(base_dir, rows, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     tune(base_dir, rows, [], whole, changed(batch=4, save_every=100))
@@ -142,9 +183,54 @@ def test_the_weights_with_the_lowest_held_out_loss_are_kept_and_patience_ends_th
     held = [row["held_out_loss"] for row in read_steps(tmp_path / "out" / "steps.jsonl") if "held_out_loss" in row]
     assert len(held) < 30 and min(held[-3:]) >= min(held) == pytest.approx(result["held_out_loss"], abs=1e-4)
     model = TwoModules(tiny.with_adapter(base_dir, tmp_path / "out"), frozen(base_dir, "fp32")).eval()
-    from sun_build.tune.loss import collate
-
     assert model(**collate(rows[2:]))["loss"].item() == pytest.approx(min(held), rel=2e-2)  # the adapter is kept in float16
+
+
+def test_patience_outlasts_a_resume_and_the_card_says_the_steps_that_were_taken(root, data, tmp_path, monkeypatch):
+    def options(out: Path) -> list[str]:
+        return ["tune", "--data", str(data), "--root", str(root), "--steps", "60", "--batch", "2", "--rank", "2", "--lr", "0.3", "--held-out", "2",
+                "--eval-every", "1", "--patience", "3", "--out", str(out)]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    said = sun(*options(whole)).output
+    taken = len(losses(whole))
+    assert taken < 60 and f"{taken} steps" in said and f"steps {taken} of 60," in (whole / "README.md").read_text()
+    write = Journal._write
+
+    def killed(self, row: dict) -> None:
+        if row["step"] == taken and self.path.parent == broken:
+            raise InterruptedError
+        write(self, row)
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(Journal, "_write", killed)
+        sun(*options(broken))
+    sun(*options(broken), "--resume")
+    assert losses(broken) == losses(whole)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_held_out_loss_is_that_of_each_token_whatever_the_batch(base_dir, tmp_path, precision):
+    held_out = [Example([5, 9, 7, 3][: 2 + i % 3], [11, 12, 13, 14, 15, 257][i:]) for i in range(5)]
+    model = TwoModules.load(base_dir, SMALL).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = sum(model(**collate([e]), num_items_in_batch=1)["loss"].item() for e in held_out) / sum(len(e.response) for e in held_out)
+    for batch in (1, 2, 4):
+        out = tmp_path / str(batch)
+        result = tune(base_dir, held_out, held_out, out, changed(batch=batch, accumulate=4 // batch, steps=1, lr=0.0, precision=precision))
+        assert result["held_out_loss"] == pytest.approx(loss, rel=1e-4 if precision == "fp32" else 4e-4)
+
+
+def test_a_conversation_is_held_out_as_a_whole(base_dir, tmp_path):
+    def row(*answers: str) -> str:
+        return json.dumps({"messages": [m for a in answers for m in ({"role": "user", "content": "?"}, {"role": "assistant", "content": a})]})
+
+    source = tmp_path / "d.jsonl"
+    source.write_text("\n".join([row("one"), row("two", "three"), row("four", "five")]))
+    tuning = Tuning("t", base_dir, BaseManifest.load(base_dir), str(source), tmp_path / "out", None, SMALL)
+    assert [[len(side) for side in tuning.read(count)[:2]] for count in (0, 1, 2, 3, 4)] == [[5, 0], [3, 2], [3, 2], [1, 4], [1, 4]]
+    with pytest.raises(ValueError, match="5 examples fit into max_tokens and the last 5, by whole conversations, are held out; none is left"):
+        tuning.read(5)
 
 
 @pytest.mark.parametrize("every", [4, 100])
@@ -193,15 +279,26 @@ def test_bad_settings_are_refused_by_name(values, words):
     assert words in str(error.value)
 
 
-def test_two_devices_take_the_steps_of_one(root, base_dir, data, tmp_path):
-    options = ["--data", str(data), "--root", str(root), "--steps", "4", "--rank", "2", "--held-out", "1", "--eval-every", "2"]
+def test_two_devices_take_the_steps_of_one_and_find_its_held_out_loss(root, tmp_path):
+    rows = [{"prompt": f"say {i}", "completion": "yes" * (1 + i % 4)} for i in range(8)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ["--data", str(tmp_path / "d.jsonl"), "--root", str(root), "--steps", "4", "--rank", "2", "--held-out", "3", "--eval-every", "2", "--precision", "fp32"]
     sun("tune", "--out", str(tmp_path / "one"), *options, "--batch", "2")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sun_client.cli", "tune",
          "--out", str(tmp_path / "two"), *options, "--batch", "1"], capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-3)
+    for name in ("loss", "held_out_loss"):
+        one, two = ([row[name] for row in read_steps(tmp_path / out / "steps.jsonl") if name in row] for out in ("one", "two"))
+        assert two == pytest.approx(one, rel=1e-3)
     assert (tmp_path / "two" / "adapter_model.safetensors").exists()
+
+
+def test_fewer_examples_than_a_step_of_several_devices_takes_are_refused_before_it(base_dir, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"data: 3 examples, and a step on 2 devices takes 4 \(devices x batch x accumulate\)"):
+        tune(base_dir, rows[:3], [], tmp_path / "out", SMALL)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_adapter_cut_down_is_the_best_of_its_rank(base_dir, rows, tmp_path):

@@ -68,18 +68,23 @@ def check_messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise ValueError("messages: expected a non-empty JSON array of {role, content} objects")
     for i, message in enumerate(messages):
-        if not isinstance(message, dict):
-            raise ValueError(f"messages[{i}]: expected an object with role and content, got {type(message).__name__}")
-        if message.get("role") not in ROLES:
-            raise ValueError(f"messages[{i}].role: expected one of {', '.join(ROLES)}, got {message.get('role')!r}")
-        if not isinstance(message.get("content"), str):
-            raise ValueError(f"messages[{i}].content: expected a string")
-        try:
-            message["content"].encode()
-        except UnicodeEncodeError as error:  # JSON can spell half a character, which no tokeniser takes
-            raise ValueError(f"messages[{i}].content: not valid Unicode: {error.reason} at character {error.start}") from error
+        check_message(message, i)
     if messages[-1]["role"] not in ("user", "tool"):
         raise ValueError(f"messages[{len(messages) - 1}].role: the last message must be the user's or a tool's, got {messages[-1]['role']!r}")
     if not any(m["content"].strip() for m in messages if m["role"] != "system"):
         raise ValueError("messages: every content is empty; at least one character is needed")
     return messages
+
+
+def check_message(message: Any, index: int) -> None:
+    """Raise ValueError naming the part at fault of a conversation's message that no prompt can hold."""
+    if not isinstance(message, dict):
+        raise ValueError(f"messages[{index}]: expected an object with role and content, got {type(message).__name__}")
+    if message.get("role") not in ROLES:
+        raise ValueError(f"messages[{index}].role: expected one of {', '.join(ROLES)}, got {message.get('role')!r}")
+    if not isinstance(message.get("content"), str):
+        raise ValueError(f"messages[{index}].content: expected a string")
+    try:
+        message["content"].encode()
+    except UnicodeEncodeError as error:  # JSON can spell half a character, which no tokeniser takes
+        raise ValueError(f"messages[{index}].content: not valid Unicode: {error.reason} at character {error.start}") from error

@@ -8,21 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sun.text.prompt import PromptFormat, check_messages
+from sun.text.prompt import PromptFormat, check_message, check_messages
+
+TOOLS = ("tools", "tool_calls", "function_call")
+"""Fields of OpenAI's format that no prompt here has room for: without them a model would learn answers for reasons that it never sees."""
+NO_TOOLS = "tools are not learnt from fields of their own; write them, and the calls, into the messages' text"
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages [{"role", "content"}] with at least one assistant turn, where they were read, and what else the row has."""
+    """Messages [{"role", "content"}] with at least one assistant turn to learn, where they were read, and what else the row has."""
 
     where: str
     messages: list[dict[str, Any]]
     row: dict[str, Any]
 
     @property
+    def turns(self) -> list[int]:
+        """Indices of the assistant turns to learn: those of weight 0 are only context."""
+        return [i for i, message in enumerate(self.messages) if message["role"] == "assistant" and message.get("weight") != 0]
+
+    @property
     def last_turn(self) -> int:
-        """Index of the last assistant turn."""
-        return max(i for i, message in enumerate(self.messages) if message["role"] == "assistant")
+        """Index of the last of `turns`."""
+        return self.turns[-1]
 
 
 @dataclass(frozen=True)
@@ -36,10 +45,10 @@ class Example:
 def read_conversations(source: str | Path) -> list[Conversation]:
     """All conversations of ``source``: a JSONL file, or a hub dataset as "owner/name" or "owner/name:split" ("train" by default).
 
-    A row is {"messages": [...]} (OpenAI's fine-tuning format) or {"prompt", "completion"}, both strings or lists of
+    A row is {"messages": [...]} (OpenAI's fine-tuning format, less its tools) or {"prompt", "completion"}, both strings or lists of
     messages (TRL's). Raises ValueError naming file and line of the first one at fault, FileNotFoundError if there is no such file.
     """
-    found = [Conversation(where, _messages(row, where), row) for where, row in _rows(source)]
+    found = [_conversation(row, where) for where, row in _rows(source)]
     if not found:
         raise ValueError(f"{source}: no examples")
     return found
@@ -49,12 +58,9 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
     path = Path(source)
     if path.is_file():
         # Not splitlines(): JSON strings may hold characters that it takes for ends of lines.
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             if line.strip():
-                try:
-                    yield f"{path}:{number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}:{number}: not JSON: {error}") from error
+                yield f"{path}:{number}", _parse(line, f"{path}:{number}", "utf-8-sig" if number == 1 else "utf-8")
         return
     name, _, split = str(source).partition(":")
     if path.suffix or path.is_absolute() or name.count("/") != 1 or path.is_dir():
@@ -67,7 +73,16 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
         yield f"{source} row {number}", row
 
 
-def _messages(row: Any, where: str) -> list[dict[str, Any]]:
+def _parse(line: bytes, where: str, encoding: str) -> Any:
+    try:
+        return json.loads(line.decode(encoding))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8: byte {line[error.start]:#04x} at byte {error.start} of the line") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON: {error}") from error
+
+
+def _conversation(row: Any, where: str) -> Conversation:
     if isinstance(row, dict) and "messages" not in row and {"prompt", "completion"} <= row.keys():
         parts = [[{"role": role, "content": row[key]}] if isinstance(row[key], str) else row[key]
                  for key, role in (("prompt", "user"), ("completion", "assistant"))]
@@ -78,34 +93,55 @@ def _messages(row: Any, where: str) -> list[dict[str, Any]]:
         messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list):
         raise ValueError(f"{where}: messages: expected a JSON array of {{role, content}} objects (or prompt and completion)")
-    turns = [i for i, m in enumerate(messages) if isinstance(m, dict) and m.get("role") == "assistant"]
-    if not turns:
-        raise ValueError(f"{where}: messages: no assistant turn to learn from")
-    for turn in turns:
-        try:
-            check_messages(messages[:turn])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if not isinstance(messages[turn].get("content"), str) or not messages[turn]["content"].strip():
-            raise ValueError(f"{where}: messages[{turn}].content: the assistant's turn is empty")
-    return messages
+    made = Conversation(where, messages, row)
+    try:
+        _check(made)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    return made
+
+
+def _check(conversation: Conversation) -> None:
+    """Raise ValueError naming the part at fault of a conversation that cannot be learnt, or not as a whole."""
+    messages, row = conversation.messages, conversation.row
+    _check_tools(row, "")
+    if row.get("functions") and "possible" not in row:  # with it they are BFCL's, for its metric; the messages have them too
+        raise ValueError(f"functions: {NO_TOOLS}")
+    for i, message in enumerate(messages):
+        _check_tools(message, f"messages[{i}].")
+        check_message(message, i)
+        if message["role"] == "assistant" and message.get("weight") not in (None, 0, 1):
+            raise ValueError(f"messages[{i}].weight: got {message['weight']!r}, expected 0 (context only) or 1 (learnt)")
+    if not conversation.turns:
+        raise ValueError("messages: no assistant turn to learn from" + (": all have weight 0" if any(m["role"] == "assistant" for m in messages) else ""))
+    for turn in conversation.turns:
+        check_messages(messages[:turn])
+        if not messages[turn]["content"].strip():
+            raise ValueError(f"messages[{turn}].content: the assistant's turn is empty")
+
+
+def _check_tools(part: Any, where: str) -> None:
+    for field in TOOLS:
+        if isinstance(part, dict) and part.get(field):
+            raise ValueError(f"{where}{field}: {NO_TOOLS}")
 
 
 def examples(conversations: list[Conversation], prompts: PromptFormat, vocab: int, max_tokens: int) -> tuple[list[Example], int]:
-    """Every assistant turn with all before it as its prompt; returns them and how many were left out for being over ``max_tokens`` in all.
+    """Every turn to learn with all before it as its prompt; returns them and how many were left out for being over ``max_tokens`` in all.
 
     vocab: size of the base's embedding. Raises ValueError naming the conversation whose response alone is over the
-    limit, or whose tokens the base does not have.
+    limit, whose prompt the chat template refuses, or whose tokens the base does not have.
     """
     if not prompts.eos_ids:
         raise ValueError("tokeniser: it names no end-of-turn token (eos_token), so no answer could learn to end")
     kept, too_long = [], 0
     for conversation in conversations:
-        for turn, message in enumerate(conversation.messages):
-            if message["role"] != "assistant":
-                continue
-            response = prompts.tokenizer.encode(message["content"], add_special_tokens=False) + prompts.eos_ids[:1]
-            example = Example(prompts.encode(conversation.messages[:turn]), response)
+        for turn in conversation.turns:
+            response = prompts.tokenizer.encode(conversation.messages[turn]["content"], add_special_tokens=False) + prompts.eos_ids[:1]
+            try:
+                example = Example(prompts.encode(conversation.messages[:turn]), response)
+            except ValueError as error:
+                raise ValueError(f"{conversation.where}: {error}") from error
             where = f"{conversation.where}: messages[{turn}].content"
             if (highest := max(example.prompt + response)) >= vocab:
                 raise ValueError(f"{where}: the tokeniser does not fit the base: it gives token {highest}, the base has {vocab} tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -10,9 +11,10 @@ from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint, set_seed
 
-from sun.model.weights import ADAPTER_FILES
+from sun.model.manifest import TASK_FILE, BaseManifest
+from sun.model.weights import ADAPTER_FILES, weights_digest
 from sun_build.tune.data import Example
-from sun_build.tune.journal import STEPS_FILE, Journal, Report, draw, read_steps
+from sun_build.tune.journal import CURVE_FILE, STEPS_FILE, Journal, Report, draw, read_steps
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings
 from sun_build.tune.shrink import shrink_adapter
@@ -20,6 +22,10 @@ from sun_build.tune.stopping import Interrupt, OptimizerGuard, out_of_memory
 from sun_build.tune.trainer import CHECKPOINTS, HandoffTrainer
 
 SETTINGS_FILE = "tune.json"
+SOURCES_FILE = "tune_sources.json"
+WEIGHTS = (ADAPTER_FILES[1], "model.safetensors")
+MADE = (*WEIGHTS, ADAPTER_FILES[0], "config.json", "generation_config.json", TASK_FILE, "README.md", STEPS_FILE, CURVE_FILE)
+"""What a run leaves behind besides its settings. One by another method or adapter would leave part of it, to be served in place of its own."""
 
 
 def is_main() -> bool:
@@ -32,25 +38,46 @@ def read_settings(out: Path) -> TuneSettings:
     return TuneSettings(**json.loads((out / SETTINGS_FILE).read_text()))
 
 
-def begin(out: Path, settings: TuneSettings, resume: bool, overwrite: bool) -> Path | None:
+def sources_of(base_dir: str | Path, rows: list[Example], held_out: list[Example], teacher: str | Path | None) -> dict[str, str | None]:
+    """What a run learns from, by digest: resumed on anything else it would be neither the old run nor a new one."""
+    files = [] if teacher is None else sorted(path for path in Path(teacher).iterdir() if path.suffix in (".safetensors", ".bin"))
+    return {"base": BaseManifest.load(base_dir).digest, "set of examples": _digest(rows), "set of held-out examples": _digest(held_out),
+            "teacher": weights_digest(files) if files else None}
+
+
+def _digest(rows: list[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in rows:
+        digest.update(json.dumps([example.prompt, example.response]).encode())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def begin(out: Path, settings: TuneSettings, sources: dict[str, str | None], resume: bool, overwrite: bool) -> Path | None:
     """Make ready ``out`` for a run; the checkpoint to go on from, if any.
 
-    Raises ValueError if there is a run already and neither ``resume`` nor ``overwrite`` says what to do with it, or if
-    the run to resume has other settings.
+    sources: see `sources_of`; a run of before they were written down is not held to them. Raises ValueError if there is a run
+    already and neither ``resume`` nor ``overwrite`` says what to do with it, or if the run to resume has ended or has other
+    settings or sources.
     """
-    said = out / SETTINGS_FILE
+    said, learnt_from = out / SETTINGS_FILE, out / SOURCES_FILE
     if not is_main():
         return _last_checkpoint(out) if resume else None
     if said.is_file() and not overwrite:
         if not resume:
             raise ValueError(f"out: {out} holds a run already; resume it or overwrite it (--resume, --overwrite)")
-        if other := settings.differences(read_settings(out)):
+        before = json.loads(learnt_from.read_text()) if learnt_from.is_file() else sources
+        other = settings.differences(read_settings(out)) + [name for name, digest in sources.items() if before[name] != digest]
+        if other:
             raise ValueError(f"out: the run in {out} has another {', '.join(other)}; give it the same to resume it")
+        if _last_checkpoint(out) is None and any((out / name).is_file() for name in WEIGHTS):
+            raise ValueError(f"out: the run in {out} has ended; --overwrite starts anew")
     elif overwrite:
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
-        (out / STEPS_FILE).unlink(missing_ok=True)
+        for name in MADE:
+            (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     said.write_text(json.dumps(asdict(settings), indent=1) + "\n")
+    learnt_from.write_text(json.dumps(sources, indent=1) + "\n")
     return _last_checkpoint(out)
 
 
@@ -62,16 +89,22 @@ def _last_checkpoint(out: Path) -> Path | None:
 def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path, settings: TuneSettings, teacher: Path | None = None,
          resume: bool = False, overwrite: bool = False, tensorboard: bool = False,
          report: Report = lambda step, loss, rate: None) -> dict | None:
-    """Train, and write to ``out`` the weights, `tune.json` (the settings), `steps.jsonl` and `loss.png`.
+    """Train, and write to ``out`` the weights, `tune.json` (the settings), `tune_sources.json`, `steps.jsonl` and `loss.png`.
 
     teacher: a checkpoint to distil from, needed if settings.distill is not 0. Returns what the task's card should say: the
-    settings, the last losses and the best held-out loss; None if the run was interrupted, which leaves a checkpoint to resume.
+    settings, with the steps that were taken, the last losses and the best held-out loss; None if the run was interrupted, which leaves a checkpoint to resume.
     Raises RuntimeError, with a checkpoint left too, if memory ran out.
     """
     if bool(settings.distill) != (teacher is not None):
         raise ValueError("distill: needs a teacher, and a teacher needs distill above 0")
     out = Path(out)
-    checkpoint = begin(out, settings, resume, overwrite)
+    if out.resolve() in (Path(folder).resolve() for folder in (base_dir, teacher) if folder is not None):
+        raise ValueError(f"out: {out} holds the base or the teacher; a run needs a folder of its own")
+    devices, step = int(os.environ.get("WORLD_SIZE", "1")), settings.batch * settings.accumulate
+    if devices > 1 and len(rows) < devices * step:
+        raise ValueError(f"data: {len(rows)} examples, and a step on {devices} devices takes {devices * step} (devices x batch x accumulate); "
+                         "take fewer devices or a smaller --batch or --accumulate")
+    checkpoint = begin(out, settings, sources_of(base_dir, rows, held_out, teacher), resume, overwrite)
     set_seed(settings.seed)  # before the adapter's weights are drawn
     model = TwoModules.load(base_dir, settings, teacher)
     interrupt, guard = Interrupt(), OptimizerGuard()
@@ -97,8 +130,8 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     lines = read_steps(out / STEPS_FILE)
     losses, held = [r["loss"] for r in lines if "loss" in r], [r["held_out_loss"] for r in lines if "held_out_loss" in r]
     return {
-        **asdict(settings), "lr": settings.peak_lr, "examples": len(rows), "train_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4),
-        "held_out_loss": round(min(held), 4) if held else None,
+        **asdict(settings), "steps": trainer.state.global_step, "lr": settings.peak_lr, "examples": len(rows),
+        "train_loss": round(sum(losses[-20:]) / len(losses[-20:]), 4), "held_out_loss": round(min(held), 4) if held else None,
     }
 
 

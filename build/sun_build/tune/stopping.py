@@ -1,4 +1,4 @@
-"""Ways a tuning run ends early and can be resumed: Ctrl-C at the end of the step, and no more memory."""
+"""Ways a tuning run ends early: Ctrl-C at the end of the step and no more memory, which can be resumed, and a held-out loss that no longer falls."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import threading
 
 import torch
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 
 class Interrupt(TrainerCallback):
@@ -37,6 +37,20 @@ class Interrupt(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class Patience(EarlyStoppingCallback):
+    """Ends the run after so many looks in a row without a lower held-out loss; a resumed run counts on from its checkpoint's count.
+
+    transformers takes a callback's state over only with a flag that takes over the checkpoint's wish to save, stop or evaluate too.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        """Count on, if this is a resumed run."""
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = saved["attributes"]["early_stopping_patience_counter"]
+        control.should_training_stop = self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
 class OptimizerGuard(TrainerCallback):

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
-from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 
 from sun_build.tune.batches import plan_batches
 from sun_build.tune.data import Example
-from sun_build.tune.loss import collate
+from sun_build.tune.loss import IGNORE, collate
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings
+from sun_build.tune.stopping import Patience
 
 CHECKPOINTS = "checkpoints"
 
@@ -61,7 +63,7 @@ class HandoffTrainer(Trainer):
             remove_unused_columns=False, prediction_loss_only=True, label_names=["labels"], dataloader_pin_memory=on_gpu, **best)
         if held_out:
             callbacks = [*callbacks, LookLast()]
-            callbacks += [EarlyStoppingCallback(settings.patience)] if settings.patience else []
+            callbacks += [Patience(settings.patience)] if settings.patience else []
         super().__init__(model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None, data_collator=collate, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # the journal says it all
         self.settings, self.tokens = settings, 0
@@ -74,11 +76,24 @@ class HandoffTrainer(Trainer):
         return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=Planned(planned, size), collate_fn=collate))
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """The held-out examples, by length."""
+        """The held-out examples, by length; each device has its share of the batches."""
         rows = self.eval_dataset
         order, size = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt)), self.settings.batch
-        planned = [order[i : i + size] for i in range(0, len(order), size)]
-        return self.accelerator.prepare(DataLoader(rows, batch_sampler=Planned(planned, size), collate_fn=collate))
+        planned = [order[i : i + size] for i in range(0, len(order), size)][self.args.process_index :: self.args.world_size]
+        return DataLoader(rows, batch_sampler=Planned(planned, size), collate_fn=collate)
+
+    @torch.no_grad()
+    def evaluation_loop(self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
+        """The held-out loss per token, as training has it: whatever the batches are, and whichever devices they run on.
+
+        Trainer's own is the mean of the batches' means, in which a short batch's tokens count for more, and a batch may count twice.
+        """
+        model = self.accelerator.unwrap_model(self.model).eval()
+        found = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        for inputs in map(self._prepare_inputs, dataloader):
+            found += torch.stack((model(**inputs, num_items_in_batch=1)["loss"], (inputs["labels"] != IGNORE).sum()))
+        loss, tokens = self.accelerator.reduce(found).tolist()
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics={f"{metric_key_prefix}_loss": loss / tokens}, num_samples=len(self.eval_dataset))
 
     def create_optimizer(self, model=None):
         """AdamW; the K and V projections have a learning rate of their own."""
