@@ -19,7 +19,7 @@ def pass_on() -> dict[str, str]:
 
 
 def closed() -> bool:
-    """Whether the doors are, since keys are needed."""
+    """Whether the doors are closed: keys are needed."""
     return bool(os.environ.get(VARIABLE))
 
 

@@ -118,11 +118,11 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="state"):
-    """A worker's state. load: `Load`'s tokens. Tokens count KV slots; steps are the latest ones, oldest first. draining, module: as in `Ack`."""
+    """A worker's state. Tokens count KV slots; steps are the latest ones, oldest first. draining, module: as in `Ack`."""
 
     running: int
     waiting: int
-    load: int
+    load: Load
     free_tokens: int
     budget_tokens: int
     step: int

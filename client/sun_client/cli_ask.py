@@ -106,7 +106,7 @@ def _state(state: Stats) -> tuple[str, ...]:
     recent = state.steps[-20:]
     return (
         state.shown_module + (", drains" if state.draining else ""),
-        str(state.running), str(state.waiting), str(state.load), f"{state.budget_tokens - state.free_tokens}/{state.budget_tokens}",
+        str(state.running), str(state.waiting), str(state.load.tokens), f"{state.budget_tokens - state.free_tokens}/{state.budget_tokens}",
         str(state.step), f"{sum(step.ms for step in recent) / len(recent):.1f}" if recent else "-",
         ", ".join(f"{task} {count}" for task, count in sorted(recent[-1].tasks.items())) if recent else "-")
 

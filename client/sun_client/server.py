@@ -221,11 +221,11 @@ class Server:
 
     def _kill(self) -> None:
         """SIGKILL all that lives of the server's session, and wait until it is gone; `leftovers` names what the kernel does not let go of."""
-        until = time.monotonic() + KILL_S
         if self._process.poll() is None:
             self._process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(KILL_S)
+        until = time.monotonic() + KILL_S
         # The stubs: the kernel reuses the dead server's pid for no session while one of them lives.
         while (pids := shm.processes(self.pid)) and time.monotonic() < until:
             for pid in pids:
@@ -292,10 +292,13 @@ def dying_with_us(command: list[str]) -> list[str]:
 
 
 def _sweep_tickets() -> None:
-    """Delete the KV tickets of dead prefill processes, leased or not, and their folder if none lives."""
+    """Delete the KV tickets of dead prefill processes, and their folder if none lives.
+
+    Leased or not; but where a prefill process lives, it is another server's, and the leases may be, too.
+    """
     from sun.handoff.shm import Shm, default_root
 
     if default_root().is_dir():
         left = Shm()
-        left.sweep(leased=False)
+        left.sweep(leased=left.owned)
         left.close()

@@ -24,7 +24,7 @@ from sun_build.tune.data import Example, examples, read_conversations
 from sun_build.tune.journal import Journal, read_steps
 from sun_build.tune.loss import collate
 from sun_build.tune.modules import TwoModules, frozen
-from sun_build.tune.run import tune
+from sun_build.tune.run import begin, sources_of, tune
 from sun_build.tune.settings import TuneSettings
 from sun_client.cli import app
 from sun_client.tuning import Tuning
@@ -158,6 +158,14 @@ def test_an_overwritten_run_leaves_nothing_to_be_served_in_place_of_the_new_one(
         tune(base_dir, rows, [], out, changed(distill=0.5), teacher=out, overwrite=True)
     tune(base_dir, rows, [], out, SMALL, overwrite=True)
     assert not (out / "model.safetensors").exists() and not (out / "config.json").exists()
+
+
+def test_nothing_is_overwritten_where_no_run_was(base_dir, rows, tmp_path):
+    kept = [tmp_path / name for name in ("README.md", "config.json", "model.safetensors")]
+    for path in kept:
+        path.write_text("mine")
+    begin(tmp_path, SMALL, sources_of(base_dir, rows, [], None), resume=False, overwrite=True)
+    assert all(path.read_text() == "mine" for path in kept)
 
 
 def test_a_run_goes_on_with_smaller_batches_after_memory_ran_out(base_dir, rows, tmp_path, monkeypatch):

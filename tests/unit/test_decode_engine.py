@@ -248,7 +248,7 @@ def test_a_ticket_that_does_not_fit_is_refused_on_admission_naming_the_field(ben
     it = bench()
     with pytest.raises(TicketError, match=name):
         it.admit("a", PROMPT, retold(it.shipment(PROMPT), **fields), task=task)
-    assert empty(it) and it.engine.stats().load == 0
+    assert empty(it) and it.engine.stats().load.tokens == 0
 
 
 def test_an_admission_without_a_ticket_is_refused(bench):
@@ -328,7 +328,7 @@ def test_the_load_is_the_tokens_that_may_still_come(bench):
     loads = [step.load.tokens for steps in it.engine.outbox.listen("r") for step in steps]
     assert loads == [7, 5, 3, 1, 0]
     stats = it.engine.stats()
-    assert (stats.load, stats.running, stats.waiting, stats.free_tokens) == (0, 0, 0, stats.budget_tokens)
+    assert (stats.load.tokens, stats.running, stats.waiting, stats.free_tokens) == (0, 0, 0, stats.budget_tokens)
 
 
 def test_each_router_hears_of_its_own_sequences(bench):

@@ -14,6 +14,8 @@ from sun.local import LocalFleet
 from sun.model.loading import load_decode
 from sun.router import placement
 from sun.router.errors import Gone
+from sun.router.router import Limits
+from sun.slots import Slots
 
 from .harness import OPEN_ENDED, TEXT, Answer, Bench, eventually, files
 
@@ -162,6 +164,30 @@ def test_a_sequence_that_waits_for_a_slot_gets_it_after_its_tasks_module_has_gon
     assert first.whole.token_ids == second.whole.token_ids
 
 
+def test_a_sequence_that_only_a_lost_workers_pool_could_hold_waits_for_it(serve):
+    service = serve(fleet=Mortal, workers=2, kv_tokens=400, limits=Limits(max_tokens=400))
+    small = service.fleet.decodes["decode_0"].pool
+    small.budget, small._slots = 100, Slots(100)
+    eventually(lambda: service.router.pool.budget == 500)
+    service.fleet.kill("decode_1")
+    eventually(lambda: "decode_1" not in service.router.pool.loads)
+    answer = service.ask(TEXT, ignore_eos=True, max_tokens=200)
+    assert not answer.done.wait(1)
+    service.fleet.dead.clear()
+    assert len(answer.whole.token_ids) == 200
+
+
+def test_a_sequence_that_no_worker_can_hold_for_long_ends_when_it_has_waited_once(serve, monkeypatch):
+    monkeypatch.setattr(placement, "STRANDED_S", 1.0)
+    service = serve(fleet=Mortal, workers=2, kv_tokens=400, limits=Limits(max_tokens=400))
+    small = service.fleet.decodes["decode_0"].pool
+    small.budget, small._slots = 100, Slots(100)
+    eventually(lambda: service.router.pool.budget == 500)
+    service.fleet.kill("decode_1")
+    eventually(lambda: "decode_1" not in service.router.pool.loads)
+    assert service.ask(TEXT, ignore_eos=True, max_tokens=200).error.code == "UNAVAILABLE"
+
+
 class Hasty(Mortal):
     """A fleet in which one worker's first tokens come before its word that it has the sequence, which never comes: it dies."""
 
@@ -225,7 +251,7 @@ def test_without_a_worker_for_too_long_requests_end_with_an_error_that_says_so(s
     service.fleet.dead.add("decode_0")
     eventually(lambda: not service.router.pool.loads)
     error = service.ask(TEXT).error
-    assert error.code == "UNAVAILABLE" and str(error).startswith("no decode worker lives, for 0.1 s")
+    assert error.code == "UNAVAILABLE" and str(error).startswith("no decode worker lives that could take it, for 0.1 s")
     service.idle()
 
 
@@ -239,7 +265,7 @@ def test_without_a_worker_no_more_is_prefilled_than_its_pool_would_hold_and_all_
     assert 1 <= files(shm) <= 300 // 60 and service.router.admission.running_tokens <= 300
     for module in ("placement", "router"):
         monkeypatch.setattr(f"sun.router.{module}.STRANDED_S", 0.1)
-    assert {(answer.error.code, str(answer.error).partition(",")[0]) for answer in answers} == {("UNAVAILABLE", "no decode worker lives")}
+    assert {(answer.error.code, str(answer.error).partition(",")[0]) for answer in answers} == {("UNAVAILABLE", "no decode worker lives that could take it")}
     eventually(lambda: files(shm) == 0)
 
 

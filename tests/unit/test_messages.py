@@ -31,7 +31,7 @@ loads = st.builds(Load, tokens, tokens, st.integers(-(2**31), 2**31), st.integer
 replies = st.one_of(
     st.builds(Ack, load=loads, draining=st.booleans(), module=ids),
     st.builds(StepEvents, step=tokens, load=loads, events=st.lists(events, max_size=3)),
-    st.builds(Stats, running=tokens, waiting=tokens, load=tokens, free_tokens=tokens, budget_tokens=tokens, step=tokens,
+    st.builds(Stats, running=tokens, waiting=tokens, load=loads, free_tokens=tokens, budget_tokens=tokens, step=tokens,
               steps=st.lists(st.builds(StepRecord, step=tokens, ms=numbers, tasks=st.dictionaries(ids, tokens, max_size=2)), max_size=2),
               draining=st.booleans(), module=ids))
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sun.messages import Load
+from sun.messages import Load, Stats
 from sun.router.policy import Pack
 from sun.router.pool import Pool
 
@@ -108,6 +108,15 @@ def test_a_report_that_comes_late_is_passed_over():
     it.report("decode_0", Load(9, 3, ROOMY, at=7))
     it.report("decode_0", Load(0, 0, ROOMY, at=6))
     assert it.loads["decode_0"].sequences == 3
+
+
+def test_a_heartbeat_tells_of_what_no_event_does():
+    it = pool()
+    it.report("decode_0", Load(0, 0, 8, at=5))  # an aborted sequence's slot was still taken
+    it._find("decode_0", Stats(running=0, waiting=0, load=Load(0, 0, 50, 6), free_tokens=50, budget_tokens=50, step=1, steps=[]))
+    assert it.loads["decode_0"].room == 50
+    it._find("decode_0", Stats(running=0, waiting=0, load=Load(9, 1, 10, 4), free_tokens=10, budget_tokens=50, step=1, steps=[]))
+    assert it.loads["decode_0"].room == 50, "but not of what is older than the last"
 
 
 def test_a_sequence_goes_past_a_worker_without_room_for_it():

@@ -35,7 +35,7 @@ class Workers:
         left = self.left[worker]
         if worker in self.draining and left and not self.stuck:
             self.left[worker] -= 1
-        return Stats(running=left, waiting=0, load=left, free_tokens=10 - left, budget_tokens=10, step=0, steps=[],
+        return Stats(running=left, waiting=0, load=Load(left, left), free_tokens=10 - left, budget_tokens=10, step=0, steps=[],
                      draining=worker in self.draining, module=self.loaded[worker])
 
     def drain(self, worker, on=True, evict=False):

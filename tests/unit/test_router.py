@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 
+import msgspec
 import pytest
 
 from sun.local import LocalFleet
@@ -181,7 +182,11 @@ def test_a_default_of_max_tokens_is_a_wish_and_a_clients_own_a_demand(serve, pro
 
     assert len(ask().whole.token_ids) == room
     assert f"it can be at most {room} here" in str(ask(max_tokens=room + 1).error)
-    assert "min_tokens" in str(ask(min_tokens=room + 1).error)
+    assert str(ask(min_tokens=room + 1).error).startswith("sampling_parameters.min_tokens: ")
+    small = serve(limits=Limits(max_tokens=512), kv_tokens=500)
+    eventually(lambda: small.router.pool.largest == 500)
+    service = small
+    assert len(ask().whole.token_ids) == room - 12, "of a worker's pool, too"
 
 
 # Prompts that a prefill module has run already.
@@ -268,6 +273,10 @@ class Scripted(LocalFleet):
         self.picked.append(worker)
         return Ack(load=Load(self.reported[worker], 1, 1000, time.monotonic_ns()))
 
+    def stats(self, worker):
+        stats = super().stats(worker)
+        return msgspec.structs.replace(stats, load=msgspec.structs.replace(stats.load, at=0))  # older than whatever it reported
+
     def abort(self, worker, ids):
         return Ack(load=Load(self.reported[worker], 1, 1000, time.monotonic_ns()))
 
@@ -308,6 +317,15 @@ def test_a_sequence_goes_to_a_worker_whose_pool_can_hold_it(serve):
     assert "this worker's limit of" in str(service.ask(TEXT, max_tokens=450).error), "too large for all: one says so"
 
 
+def test_room_that_a_cancelled_sequence_had_is_used_again(serve):
+    service = serve(workers=2, kv_tokens=460)
+    cancelled = service.ask(TEXT, stream=True, **OPEN_ENDED)
+    assert cancelled.begun.wait(PATIENCE_S)
+    cancelled.gone = True
+    cancelled.wait()
+    eventually(lambda: all(load.room == 460 for load in service.router.pool.loads.values()))
+
+
 def test_packed_requests_share_one_worker_until_its_batch_is_full_and_go_back_to_it_when_it_is_not(serve):
     service = serve(workers=3, policy=Pack(2))
     gates = [service.gate(f"decode_{i}") for i in range(3)]
@@ -334,11 +352,11 @@ def test_requests_spread_over_idle_workers_and_avoid_a_loaded_one(serve):
     service = serve(workers=2)
     gates = [service.gate(f"decode_{i}") for i in range(2)]
     long = service.ask(TEXT, **OPEN_ENDED)
-    eventually(lambda: sorted(engine.stats().load for engine in service.fleet.decodes.values()) == [0, 400])
-    loaded = next(name for name, engine in service.fleet.decodes.items() if engine.stats().load)
+    eventually(lambda: sorted(engine.stats().load.tokens for engine in service.fleet.decodes.values()) == [0, 400])
+    loaded = next(name for name, engine in service.fleet.decodes.items() if engine.stats().load.tokens)
     short = [service.ask(TEXT, max_tokens=20, ignore_eos=True) for _ in range(6)]
-    eventually(lambda: sum(engine.stats().load for engine in service.fleet.decodes.values()) == 520)
-    assert service.fleet.decodes[loaded].stats().load == 400
+    eventually(lambda: sum(engine.stats().load.tokens for engine in service.fleet.decodes.values()) == 520)
+    assert service.fleet.decodes[loaded].stats().load.tokens == 400
     for gate in gates:
         gate.open()
     assert all(len(answer.whole.token_ids) == 20 for answer in short) and len(long.whole.token_ids) == 400

@@ -30,7 +30,7 @@ def test_a_cancel_frees_slot_and_ticket_at_once(serve, shm, stream):
     assert files(shm) == 1
     answer.gone = True
     assert answer.error.code == "CANCELLED"
-    eventually(lambda: files(shm) == 0 and engine.stats().load == 0)  # the ticket goes first, then the worker hears of it
+    eventually(lambda: files(shm) == 0 and engine.stats().load.tokens == 0)  # the ticket goes first, then the worker hears of it
     gate.open()
     service.idle()
     assert engine.stats().step == 6 and answer.ends == 1
@@ -90,7 +90,7 @@ def test_a_cancel_during_admission_frees_what_was_admitted(serve):
     assert answer.error.code == "CANCELLED"
     eventually(lambda: aborted)  # in vain: the worker does not have it yet
     go.set()
-    eventually(lambda: admitted and engine.stats().load == 0)
+    eventually(lambda: admitted and engine.stats().load.tokens == 0)
     gate.open()
     service.idle()
 

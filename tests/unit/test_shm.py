@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -186,6 +187,38 @@ def test_a_server_that_ends_waits_for_no_lease(root, owner):
     assert pull(Shm(root), living) == KV
 
 
+def test_a_server_that_ends_leaves_the_leases_of_another_alone(root, owner):
+    dead = Shm(root, publisher=True)
+    shipment = ship(dead)
+    dead.close()
+    reader = Shm(root)
+    assert reader.owned and reader.sweep(leased=reader.owned) == 0 and pull(reader, shipment) == KV
+    owner.close()
+    assert not reader.owned and reader.sweep(leased=reader.owned) == 1
+
+
+def test_without_an_owner_nothing_is_ended(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ("a" * 32)).touch()
+    shm = Shm(root, publisher=True)
+    shm.close()
+    shm.clear()
+    assert shm.expire() == 0 and (tmp_path / ("a" * 32)).exists()
+
+
+def test_many_that_open_and_close_at_once_do_not_hinder_each_other(root):
+    def often(_: int) -> None:
+        for _ in range(40):
+            shm = Shm(root, publisher=True)
+            ship(shm)
+            shm.clear()
+            shm.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(often, range(4)))
+    assert not root.exists()
+
+
 def test_cleared_kv_is_gone(owner):
     path = kv_file(owner, ship(owner))
     owner.clear()
@@ -198,12 +231,14 @@ def test_what_others_keep_in_the_root_is_left_alone(root):
         (root / name / "mine").touch()
         age(root / name, 1e6)
     (root / ("c" * 32)).touch()
+    (root / ("e" * 32) / "sub").mkdir(parents=True)
+    (root / ("e" * 32) / "thumb.png").touch()
     elsewhere = root.parent / "elsewhere"
     (elsewhere / "mine").mkdir(parents=True)
     age(elsewhere, 1e6)
     (root / ("d" * 32)).symlink_to(elsewhere)
     Shm(root).sweep(leased=False)
-    assert len(list(root.iterdir())) == 5 and (elsewhere / "mine").exists()
+    assert len(list(root.iterdir())) == 6 and (elsewhere / "mine").exists() and len(list((root / ("e" * 32)).iterdir())) == 2
 
 
 def test_a_root_that_is_a_link_is_only_followed_if_the_operator_says_so(root, tmp_path, monkeypatch):

@@ -71,6 +71,8 @@ def test_words_and_characters_of_a_tokeniser_with_byte_tokens_come_out_whole():
 
 
 @given(st.lists(st.integers(1, len(PIECES) - 1), max_size=20))
+@example([4, 1])
+@example([4, 4, 1])
 def test_bytes_that_make_no_character_end_no_answer(ids):
     tokenizer, text = byte_fallback(), ""
     stream = TextStream(tokenizer, [])

@@ -112,7 +112,7 @@ class DecodeEngine:
         with self._changed:
             scheduler = self.scheduler
             return Stats(
-                running=len(scheduler.running), waiting=len(scheduler.waiting) + len(scheduler.placed), load=scheduler.load().tokens,
+                running=len(scheduler.running), waiting=len(scheduler.waiting) + len(scheduler.placed), load=self._load(),
                 free_tokens=self.pool.free_tokens, budget_tokens=self.pool.budget, step=self._step,
                 steps=[record for record in self._records if record.step > after], draining=self._draining, module=self.module)
 
@@ -145,6 +145,7 @@ class DecodeEngine:
 
     def _fail(self, sequence: Sequence, error: str) -> None:
         event = TokenEvent(id=sequence.admit.id, finish="error", error=error)
+        self.scheduler.remove(sequence)
         self.outbox.put(sequence.admit.router, StepEvents(step=self._step, load=self._load(), events=[event]))
         self._leave(sequence)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import re
@@ -29,10 +30,14 @@ from sun.handoff.ticket import Ticket, TicketError
 from sun.handoff.transport import Describe, Publication
 
 LOCATION = re.compile(r"[0-9a-f]{32}/[0-9a-f]{32}")
+FILE = re.compile(r"[0-9a-f]{32}")
 FOLDER = re.compile(r"(\.new-)?[0-9a-f]{32}")
 """What owners call their folders; whatever else lies in the root is somebody else's."""
 LOCK = ".lock"
 LEASE_S = 60.0
+TRIES = 50
+"""At opening the root, which the last owner that closes removes at any time."""
+log = logging.getLogger("sun.handoff")
 
 
 def default_root() -> Path:
@@ -53,7 +58,11 @@ class ShmPublication:
         self._filling = filling
         # Before it is there: writes through a mapping do not make a file of tmpfs younger, and filling may take longer than a lease.
         filling.add(path.name)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            filling.discard(path.name)
+            raise
         try:
             if nbytes:
                 # Take the pages now: past /dev/shm's size a later write would kill the process with SIGBUS.
@@ -93,21 +102,30 @@ class Shm:
         self._held: dict[str, int] = {}
         self._outstanding = 0
         self._filling: set[str] = set()
+        self.owner: Path | None = None
+        self._stop = threading.Event()
+        for left in reversed(range(TRIES)):
+            try:
+                self._open_root()
+                if publisher:
+                    self._become_owner()
+                break
+            except (FileNotFoundError, FileExistsError):
+                if not left:
+                    raise
+
+    def _open_root(self) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A link of the operator's own making may lead elsewhere, but in /dev/shm anybody can make one.
         found = self.root.stat() if os.environ.get("SUN_SHM") else self.root.lstat()
         if found.st_uid != os.getuid() or stat.S_ISLNK(found.st_mode):
             raise PermissionError(f"{self.root} belongs to another user, or is a link; set SUN_SHM to a folder of your own")
         self.sweep()
-        self.owner: Path | None = None
-        self._stop = threading.Event()
-        if publisher:
-            self._become_owner()
 
     def _become_owner(self) -> None:
         # Lock first, name second: a folder under its final name is always locked or dead.
         fresh = self.root / f".new-{secrets.token_hex(16)}"
-        fresh.mkdir(mode=0o700, parents=True)  # another process may just have removed the empty root
+        fresh.mkdir(mode=0o700)
         self._lock = os.open(fresh / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         self.owner = fresh.rename(self.root / secrets.token_hex(16))
@@ -116,12 +134,15 @@ class Shm:
 
     def _reap(self) -> None:
         while not self._stop.wait(min(1.0, self.lease_s / 4)):
-            self.expire()
-            self.sweep()
+            try:
+                self.expire()
+                self.sweep()
+            except OSError:  # the next round may do better; without this thread no lease would ever end
+                log.exception("could not end leases in %s", self.root)
 
     def expire(self) -> int:
         """Delete this owner's files that nobody touched for ``lease_s`` seconds since they were shipped; returns how many."""
-        return _expire(self.owner, self.lease_s, self._filling)
+        return _expire(self.owner, self.lease_s, self._filling) if self.owner is not None else 0
 
     def sweep(self, leased: bool = True) -> int:
         """Delete the folders of owners that no longer live, once no lease in them runs; returns how many. leased: False for at once."""
@@ -135,7 +156,13 @@ class Shm:
 
     def clear(self) -> None:
         """End the leases of all that this owner has published."""
-        _expire(self.owner, 0.0)
+        if self.owner is not None:
+            _expire(self.owner, 0.0)
+
+    @property
+    def owned(self) -> bool:
+        """Whether any owner lives."""
+        return any(FILE.fullmatch(entry.name) and self.lives(entry.name) for entry in os.scandir(self.root))
 
     def close(self) -> None:
         """End this owner, and the root too if it was the last and nothing is left. What is leased stays until its lease ends."""
@@ -230,7 +257,8 @@ def _expire(folder: Path, lease_s: float, spared: Collection[str] = ()) -> int:
     expired = 0
     for entry in os.scandir(folder):
         with suppress(FileNotFoundError):
-            if entry.name != LOCK and entry.name not in spared and time.time() - entry.stat(follow_symlinks=False).st_mtime >= lease_s:
+            ours = FILE.fullmatch(entry.name) and entry.name not in spared and entry.is_file(follow_symlinks=False)
+            if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime >= lease_s:
                 os.unlink(entry.path)
                 expired += 1
     return expired

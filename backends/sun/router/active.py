@@ -61,6 +61,8 @@ class Active:
         self.worker: str | None = None
         self.admitted = False
         self.assigned = self.lost = 0
+        self.waits_until: float | None = None
+        """When it ends, if no worker can have it before."""
         self.ticket: Ticket | None = None
         self.shipment: list[bytes] = []
         self.admit: Admit | None = None
@@ -96,7 +98,7 @@ class Active:
         with self._lock:
             if self.ended or self.admission != admission:
                 return False
-            self.admitted, self.module = True, module
+            self.admitted, self.module, self.waits_until = True, module, None
             self.record.place(self.worker)
             return True
 

@@ -47,9 +47,10 @@ class Placement:
             tokens, need = active.admit.params.max_tokens - len(active.tokens), active.admit.need
             worker = self.pool.pick(active.admit.task, tokens, need, tried, active.bound)
             if worker is None:
-                if failed is not None:
+                if failed is not None and not (tried and self.pool.fits_one_away(need)):
                     raise failed
-                self.stranded[active.key] = time.monotonic() + STRANDED_S
+                active.waits_until = active.waits_until or time.monotonic() + STRANDED_S
+                self.stranded[active.key] = active.waits_until
                 if active.ended:  # and whoever ended it may have come before it was noted
                     self.forget(active)
                 return
@@ -62,7 +63,8 @@ class Placement:
             except Exception as error:
                 if active.withdraw(worker) is None:
                     return  # ended meanwhile, or the worker was found dead and another is being looked for already
-                if isinstance(error, ValueError) or getattr(error, "code", None) == "INVALID_ARG":
+                refused = isinstance(error, ValueError) or getattr(error, "code", None) == "INVALID_ARG"
+                if refused and not self.pool.too_small(worker, need):
                     raise
                 if isinstance(error, Gone):
                     self.pool.lose(worker, error)
@@ -122,13 +124,13 @@ class Placement:
         until = self.stranded.get(active.key)
         if until is None:
             return
+        if time.monotonic() > until:
+            return self._fail(active, no_worker(active.bound))
         worker = self.pool.pick(active.admit.task, 0, 0, set(), active.bound)
         if worker is not None:
             self.pool.arrived(worker, 0, 0)
             self.forget(active)
             self._again(active)
-        elif time.monotonic() > until:
-            self._fail(active, no_worker(active.bound))
 
     def forget(self, active: Active) -> None:
         """It no longer waits for a worker: it has ended, or goes on."""
@@ -138,4 +140,4 @@ class Placement:
 def no_worker(module: str = "") -> RequestError:
     """What a request ends with that has waited `STRANDED_S` for a worker, of one module if it began with it."""
     which = f" of the module that began the answer ({module})" if module else ""
-    return RequestError("UNAVAILABLE", f"no decode worker{which} lives, for {STRANDED_S:g} s now; try again later")
+    return RequestError("UNAVAILABLE", f"no decode worker{which} lives that could take it, for {STRANDED_S:g} s now; try again later")

@@ -1,4 +1,4 @@
-"""Which decode worker gets a sequence. Workers report their load; nothing is guessed from what was sent to them."""
+"""Which decode worker gets a sequence, by what workers report and what is on its way to them."""
 
 from __future__ import annotations
 

@@ -81,15 +81,30 @@ class Pool:
         """
         with self._lock:
             loads = self._loads()
-            small = {name for name in loads if self._budgets.get(name, NO_LIMIT) < need}
-            # If it is too large for all, one of them says so.
-            barred = tried | self._draining | (small if len(small) < len(loads) else set())
+            barred = tried | self._draining
             if module:
                 barred |= {name for name in loads if self._modules.get(name, module) != module}
             worker = self.policy.pick(task, {name: load for name, load in loads.items() if name not in barred}, need)
             if worker is not None:
                 self._under_way[worker] += Load(tokens, 1, -need)
             return worker
+
+    @property
+    def largest(self) -> int | None:
+        """Tokens of the largest KV pool of any worker that has been heard of; None if none has."""
+        with self._lock:
+            return max(self._budgets.values(), default=None)
+
+    def too_small(self, worker: str, need: int) -> bool:
+        """Whether the worker's whole KV pool is known to be smaller than ``need``."""
+        with self._lock:
+            return self._budgets.get(worker, NO_LIMIT) < need
+
+    def fits_one_away(self, need: int) -> bool:
+        """Whether a worker that is lost or drains, and may come back, has a KV pool for ``need`` slots."""
+        with self._lock:
+            here = self._said.keys() - self._draining
+            return any(budget >= need for worker, budget in self._budgets.items() if worker not in here)
 
     def module(self, worker: str) -> str:
         """The module that a worker decodes with, by its last heartbeat; "" if there was none."""
@@ -139,8 +154,9 @@ class Pool:
             if not stats.draining:
                 self._there = time.monotonic()
             new = worker not in self._said
-            if new:
-                self._said[worker] = Load(stats.load, stats.running + stats.waiting, stats.free_tokens)
+            # A slot that comes free between two events, as an aborted sequence's does, is told of by nothing else.
+            if new or stats.load.at >= self._said[worker].at:
+                self._said[worker] = stats.load
         if new:
             log.warning("decode worker %s is back", worker)
             self._found(worker)

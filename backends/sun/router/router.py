@@ -167,7 +167,7 @@ class Router:
         """Check a request, turn its text into tokens, and let it wait; in one of the reader threads."""
         request, handover = active.request, active.request.handover
         if handover is not None:
-            active.ticket = parse_ticket(handover.shipment[0])
+            active.ticket = active.ticket or parse_ticket(handover.shipment[0])
             if request.task not in (None, active.ticket.task):
                 raise ValueError(f"task: is {request.task!r}, but the ticket is of task {active.ticket.task!r}")
         task = self.tasks.get(active.task)
@@ -178,8 +178,11 @@ class Router:
         if len(prompt) >= self.limits.max_tokens:
             raise ValueError(f"text_input: the prompt has {len(prompt)} tokens, the limit is {self.limits.max_tokens - 1}")
         room = self.limits.max_tokens - len(prompt) + 1
-        if params.max_tokens > room and "max_tokens" not in request.sampling:
-            params = msgspec.structs.replace(params, max_tokens=room)  # a default is a wish
+        if params.max_tokens > (there := min(room, (self.pool.largest or self.limits.max_tokens) - len(prompt) + 1)) and "max_tokens" not in request.sampling:
+            if params.min_tokens > there:
+                raise ValueError(f"sampling_parameters.min_tokens: {params.min_tokens} on top of a prompt of {len(prompt)} tokens is over the limit; "
+                                 f"it can be at most {there} here")
+            params = msgspec.structs.replace(params, max_tokens=max(1, there))  # a default is a wish
         if params.max_tokens > room:
             raise ValueError(
                 f"sampling_parameters.max_tokens: {params.max_tokens} on top of a prompt of {len(prompt)} tokens is over the limit; "

@@ -76,7 +76,8 @@ class TextStream:
         return self._tokenizer.decode([*self._before, *tokens], skip_special_tokens=skip_special)[self._lengths[skip_special] :]
 
     def _emit(self, text: str) -> str:
-        self._pending, self._begun = [], self._begun or bool(text)
+        if text:  # what is none yet, as Llama 2's lone space at the beginning, may be a part of what follows
+            self._pending, self._begun = [], True
         return text
 
     def _search(self, text: str) -> tuple[str, bool]:

@@ -71,7 +71,7 @@ def begin(out: Path, settings: TuneSettings, sources: dict[str, str | None], res
             raise ValueError(f"out: the run in {out} has another {', '.join(other)}; give it the same to resume it")
         if _last_checkpoint(out) is None and any((out / name).is_file() for name in WEIGHTS):
             raise ValueError(f"out: the run in {out} has ended; --overwrite starts anew")
-    elif overwrite:
+    elif overwrite and said.is_file():
         shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
         for name in MADE:
             (out / name).unlink(missing_ok=True)
