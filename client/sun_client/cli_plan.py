@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sun.slots import KV_TOKENS
 from sun_client.cli_options import RootOption
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def plan(
     scheme: Annotated[str, typer.Option(help="Of the decode module, as calibrated.")] = "fp32",
     threads: Annotated[int, typer.Option(help="CPU threads of a worker, as calibrated; each worker has cores of its own.")] = 1,
     max_batch: Annotated[int, typer.Option(help="Sequences a step, at most.")] = 64,
-    kv_tokens: Annotated[int, typer.Option(help="Tokens of a decode worker's KV pool.")] = 16384,
+    kv_tokens: Annotated[int, typer.Option(help="Tokens of a decode worker's KV pool.")] = KV_TOKENS,
     calibration: Annotated[Path | None, typer.Option(
         help="Measured times, by `python -m sun_perf.calibrate`. Default: perf/results/calibration.json of the root.", show_default=False)] = None,
     requests: Annotated[int, typer.Option(min=100, help="Fewest requests to simulate.")] = 2000,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import simpy
 
 from sun.router.policy import LeastTokens, Partitioned, Policy, make_policy
+from sun.slots import KV_TOKENS
 from sun_perf.simulation.costs import PrefillTime, StepTime
 from sun_perf.simulation.outcome import Outcome
 from sun_perf.simulation.traffic import Request
@@ -19,7 +20,7 @@ class Limits:
     """A worker's settings: most sequences in a step and tokens of the KV pool (decode), tokens of a pass (prefill)."""
 
     max_batch: int = 64
-    kv_tokens: int = 16384
+    kv_tokens: int = KV_TOKENS
     token_budget: int = 512
 
     def __post_init__(self) -> None:
