@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sun import key
 from sun.door import VARIABLE as DOOR
+from sun.handoff.shm import SERVER as SHM_SERVER
 from sun_build.config_file import parameter
 from sun_client import shm
 from sun_client.control import Control
@@ -90,7 +91,7 @@ class Server:
         self.log = self.root / ".run" / f"tritonserver{suffix}.log"
         self.request_log = self.root / ".run" / f"requests{suffix}.jsonl"
         self._control = self.root / ".run" / f"control{suffix}.json"
-        self._key, self._door = secrets.token_hex(16), secrets.token_hex(16)
+        self._key, self._door, self._shm = secrets.token_hex(16), secrets.token_hex(16), secrets.token_hex(8)
         self._process: subprocess.Popen | None = None
         self._files: set[str] = set()
 
@@ -117,7 +118,7 @@ class Server:
     @property
     def environment(self) -> dict[str, str]:
         """The process's environment: ours, and what its models are to know."""
-        return {**os.environ, key.VARIABLE: self._key, REQUEST_LOG: str(self.request_log), **({DOOR: self._door} if self.keys_needed else {})}
+        return {**os.environ, key.VARIABLE: self._key, SHM_SERVER: self._shm, REQUEST_LOG: str(self.request_log), **({DOOR: self._door} if self.keys_needed else {})}
 
     @property
     def command(self) -> list[str]:
@@ -198,7 +199,7 @@ class Server:
             self._control.unlink(missing_ok=True)
             self._kill()
             shm.sweep(self._files)
-            _sweep_tickets()
+            _sweep_tickets(self._shm)
 
     def remember(self) -> None:
         """Note which files of shared memory its processes have, so that `stop` can sweep those of the ones that die."""
@@ -291,14 +292,11 @@ def dying_with_us(command: list[str]) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", DYING, str(os.getpid()), *command]
 
 
-def _sweep_tickets() -> None:
-    """Delete the KV tickets of dead prefill processes, and their folder if none lives.
-
-    Leased or not; but where a prefill process lives, it is another server's, and the leases may be, too.
-    """
+def _sweep_tickets(server: str) -> None:
+    """Delete the KV that a server's processes have left, leased or not, and the folder if no process has any there."""
     from sun.handoff.shm import Shm, default_root
 
     if default_root().is_dir():
         left = Shm()
-        left.sweep(leased=left.owned)
+        left.sweep(server)
         left.close()

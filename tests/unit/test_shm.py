@@ -179,22 +179,36 @@ def test_kv_outlives_its_owner_for_as_long_as_it_is_leased(root, killed):
     assert not root.exists()
 
 
-def test_a_server_that_ends_waits_for_no_lease(root, owner):
-    dead, living = Shm(root, publisher=True), ship(owner)
-    ship(dead)
-    dead.close()
-    assert Shm(root).sweep(leased=False) == 1
-    assert pull(Shm(root), living) == KV
-
-
-def test_a_server_that_ends_leaves_the_leases_of_another_alone(root, owner):
-    dead = Shm(root, publisher=True)
-    shipment = ship(dead)
-    dead.close()
+def test_a_server_that_ends_waits_for_no_lease_of_its_own_and_leaves_all_others_alone(root, owner, monkeypatch):
+    servers = ["0123456789abcdef", "fedcba9876543210"]
+    shipments = [ship(owner)]
+    for server in servers:
+        monkeypatch.setenv("SUN_SHM_SERVER", server)
+        dead = Shm(root, publisher=True)
+        assert dead.owner.name.endswith(server)
+        shipments.append(ship(dead))
+        dead.close()
     reader = Shm(root)
-    assert reader.owned and reader.sweep(leased=reader.owned) == 0 and pull(reader, shipment) == KV
-    owner.close()
-    assert not reader.owned and reader.sweep(leased=reader.owned) == 1
+    assert reader.sweep(servers[0]) == 1
+    assert pull(reader, shipments[0]) == pull(reader, shipments[2]) == KV
+    with pytest.raises(TicketError):
+        pull(reader, shipments[1])
+
+
+def test_a_servers_name_that_is_none_is_no_part_of_a_path(root, monkeypatch):
+    monkeypatch.setenv("SUN_SHM_SERVER", "../../elsewhere")
+    shm = Shm(root, publisher=True)
+    assert shm.owner.parent == root and len(shm.owner.name) == 32
+    shm.close()
+
+
+def test_what_was_never_shipped_goes_with_its_owner(root):
+    dead = Shm(root, publisher=True)
+    dead.reserve(100)
+    dead._stop.set()
+    os.close(dead._lock)  # as the kernel does
+    Shm(root)
+    assert not dead.owner.exists()
 
 
 def test_without_an_owner_nothing_is_ended(root, tmp_path, monkeypatch):
@@ -237,7 +251,7 @@ def test_what_others_keep_in_the_root_is_left_alone(root):
     (elsewhere / "mine").mkdir(parents=True)
     age(elsewhere, 1e6)
     (root / ("d" * 32)).symlink_to(elsewhere)
-    Shm(root).sweep(leased=False)
+    Shm(root).sweep()
     assert len(list(root.iterdir())) == 6 and (elsewhere / "mine").exists() and len(list((root / ("e" * 32)).iterdir())) == 2
 
 

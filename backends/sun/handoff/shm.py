@@ -1,9 +1,9 @@
 """Transport ``shm``: the KV lies in a file of /dev/shm; only the ticket travels.
 
-Layout: ``<root>/<owner>/<name>``, names of 128 random bits, modes 0700 and 0600. The owner is the publishing process:
-it holds a lock on ``<owner>/.lock`` as long as it lives, so anyone can tell the remains of a dead one (also across PID
-namespaces). A ticket's lease is its file's age: holders renew it by touching the file, the owner deletes what nobody has touched for
-``lease_s``. KV outlives its owner: a task's update or a killed process takes nothing from requests that are past their prefill. What a
+Layout: ``<root>/<owner>/<name>``, names of 128 random bits, modes 0700 and 0600; the second half of an owner's name is its server's.
+The owner is the publishing process: it holds a lock on ``<owner>/.lock`` as long as it lives, so anyone can tell the remains of a dead
+one (also across PID namespaces). A ticket's lease is its file's age since it was shipped: holders renew it by touching the file, the
+owner deletes what nobody has touched for ``lease_s``. KV outlives its owner: a task's update or a killed process takes nothing from requests that are past their prefill. What a
 dead owner leaves, anyone deletes when nobody has touched it for `LEASE_S`.
 """
 
@@ -33,6 +33,8 @@ LOCATION = re.compile(r"[0-9a-f]{32}/[0-9a-f]{32}")
 FILE = re.compile(r"[0-9a-f]{32}")
 FOLDER = re.compile(r"(\.new-)?[0-9a-f]{32}")
 """What owners call their folders; whatever else lies in the root is somebody else's."""
+SERVER = "SUN_SHM_SERVER"
+"""The environment variable with the 64 random bits (hex) that name a server: at its end it deletes what its own owners have left, leased or not."""
 LOCK = ".lock"
 LEASE_S = 60.0
 TRIES = 50
@@ -68,6 +70,7 @@ class ShmPublication:
                 # Take the pages now: past /dev/shm's size a later write would kill the process with SIGBUS.
                 os.posix_fallocate(fd, 0, nbytes)
             self.buffer = memoryview(mmap.mmap(fd, nbytes)) if nbytes else memoryview(bytearray())
+            os.utime(fd, (0, 0))  # no lease yet: if its owner dies before it ships, it goes at once
         except OSError:
             self.drop()
             raise
@@ -128,7 +131,8 @@ class Shm:
         fresh.mkdir(mode=0o700)
         self._lock = os.open(fresh / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        self.owner = fresh.rename(self.root / secrets.token_hex(16))
+        server = os.environ.get(SERVER, "")
+        self.owner = fresh.rename(self.root / (secrets.token_hex(8) + (server if re.fullmatch("[0-9a-f]{16}", server) else secrets.token_hex(8))))
         self._reaper = threading.Thread(target=self._reap, name="kv-leases", daemon=True)
         self._reaper.start()
 
@@ -144,25 +148,20 @@ class Shm:
         """Delete this owner's files that nobody touched for ``lease_s`` seconds since they were shipped; returns how many."""
         return _expire(self.owner, self.lease_s, self._filling) if self.owner is not None else 0
 
-    def sweep(self, leased: bool = True) -> int:
-        """Delete the folders of owners that no longer live, once no lease in them runs; returns how many. leased: False for at once."""
+    def sweep(self, server: str = "") -> int:
+        """Delete the folders of owners that no longer live, once no lease in them runs; returns how many. server: one whose leases do not count."""
         swept = 0
         with suppress(FileNotFoundError):  # the last owner may remove the root at any time
             for entry in os.scandir(self.root):
                 if FOLDER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                     with suppress(FileNotFoundError):  # renamed by its maker, or swept by another process
-                        swept += _sweep(Path(entry.path), LEASE_S if leased else 0.0)
+                        swept += _sweep(Path(entry.path), 0.0 if server and entry.name.endswith(server) else LEASE_S)
         return swept
 
     def clear(self) -> None:
         """End the leases of all that this owner has published."""
         if self.owner is not None:
             _expire(self.owner, 0.0)
-
-    @property
-    def owned(self) -> bool:
-        """Whether any owner lives."""
-        return any(FILE.fullmatch(entry.name) and self.lives(entry.name) for entry in os.scandir(self.root))
 
     def close(self) -> None:
         """End this owner, and the root too if it was the last and nothing is left. What is leased stays until its lease ends."""
