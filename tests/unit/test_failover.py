@@ -188,6 +188,19 @@ def test_a_sequence_that_no_worker_can_hold_for_long_ends_when_it_has_waited_onc
     assert service.ask(TEXT, ignore_eos=True, max_tokens=200).error.code == "UNAVAILABLE"
 
 
+def test_what_the_living_refuse_for_another_reason_waits_for_nobody(serve, monkeypatch):
+    service = serve(fleet=Mortal, workers=2)
+    eventually(lambda: service.router.pool.largest)
+    service.fleet.kill("decode_1")
+    eventually(lambda: "decode_1" not in service.router.pool.loads)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(service.fleet, "admit", broken)
+    assert "out of memory" in str(service.ask(TEXT).error) and not service.router.placement.stranded
+
+
 class Hasty(Mortal):
     """A fleet in which one worker's first tokens come before its word that it has the sequence, which never comes: it dies."""
 

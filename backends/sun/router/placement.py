@@ -37,9 +37,9 @@ class Placement:
         self._lock = threading.Lock()
 
     def assign(self, active: Active) -> None:
-        """Give a sequence to a worker. One that cannot take it is passed over; if none lives, it waits for one.
+        """Give a sequence to a worker. One that cannot take it is passed over; if none lives, or none whose pool could hold it, it waits for one.
 
-        Raises what the workers refused it with, if all that live did.
+        Raises what the workers refused it with, if all that live did, and none that may come back could hold more.
         """
         tried: set[str] = set()
         failed: Exception | None = None
@@ -47,7 +47,8 @@ class Placement:
             tokens, need = active.admit.params.max_tokens - len(active.tokens), active.admit.need
             worker = self.pool.pick(active.admit.task, tokens, need, tried, active.bound)
             if worker is None:
-                if failed is not None and not (tried and self.pool.fits_one_away(need)):
+                small = all(self.pool.too_small(name, need) for name in tried)
+                if failed is not None and not (small and self.pool.fits_one_away(need)):
                     raise failed
                 active.waits_until = active.waits_until or time.monotonic() + STRANDED_S
                 self.stranded[active.key] = active.waits_until
