@@ -24,7 +24,8 @@ from tests.server.conftest import REPO, free_ports, make_root, wait_until
 def refusal(root: Path) -> str:
     """The log of a server that does not start."""
     server = Server(root, free_ports())
-    with pytest.raises(ServerError, match="ended with code"):
+    # Triton 24.10 was seen to die of signal 11 on its way out, having said why it does not start.
+    with pytest.raises(ServerError, match="ended with code|was killed by signal 11"):
         server.start()
     assert server.leftovers() == []
     return server.log.read_text(errors="replace")
