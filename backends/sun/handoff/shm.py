@@ -3,8 +3,8 @@
 Layout: ``<root>/<owner>/<name>``, names of 128 random bits, modes 0700 and 0600; the second half of an owner's name is its server's.
 The owner is the publishing process: it holds a lock on ``<owner>/.lock`` as long as it lives, so anyone can tell the remains of a dead
 one (also across PID namespaces). A ticket's lease is its file's age since it was shipped: holders renew it by touching the file, the
-owner deletes what nobody has touched for ``lease_s``. KV outlives its owner: a task's update or a killed process takes nothing from requests that are past their prefill. What a
-dead owner leaves, anyone deletes when nobody has touched it for `LEASE_S`.
+owner deletes what nobody has touched for ``lease_s``. KV outlives its owner: a task's update or a killed process takes nothing from
+requests that are past their prefill. What a dead owner leaves, anyone deletes when nobody has touched it for `LEASE_S`.
 """
 
 from __future__ import annotations
