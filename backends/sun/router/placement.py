@@ -127,9 +127,7 @@ class Placement:
             return
         if time.monotonic() > until:
             return self._fail(active, no_worker(active.bound))
-        worker = self.pool.pick(active.admit.task, 0, 0, set(), active.bound)
-        if worker is not None:
-            self.pool.arrived(worker, 0, 0)
+        if self.pool.has(active.admit.task, active.bound):
             self.forget(active)
             self._again(active)
 

@@ -80,14 +80,22 @@ class Pool:
         module: only one that decodes with this module; "" for any.
         """
         with self._lock:
-            loads = self._loads()
-            barred = tried | self._draining
-            if module:
-                barred |= {name for name in loads if self._modules.get(name, module) != module}
-            worker = self.policy.pick(task, {name: load for name, load in loads.items() if name not in barred}, need)
+            worker = self._choose(task, need, tried, module)
             if worker is not None:
                 self._under_way[worker] += Load(tokens, 1, -need)
             return worker
+
+    def has(self, task: str, module: str = "") -> bool:
+        """Whether there is a worker that `pick` would give."""
+        with self._lock:
+            return self._choose(task, 0, set(), module) is not None
+
+    def _choose(self, task: str, need: int, tried: set[str], module: str) -> str | None:
+        loads = self._loads()
+        barred = tried | self._draining
+        if module:
+            barred |= {name for name in loads if self._modules.get(name, module) != module}
+        return self.policy.pick(task, {name: load for name, load in loads.items() if name not in barred}, need)
 
     @property
     def largest(self) -> int | None:

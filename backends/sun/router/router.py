@@ -178,11 +178,12 @@ class Router:
         if len(prompt) >= self.limits.max_tokens:
             raise ValueError(f"text_input: the prompt has {len(prompt)} tokens, the limit is {self.limits.max_tokens - 1}")
         room = self.limits.max_tokens - len(prompt) + 1
-        if params.max_tokens > (there := min(room, (self.pool.largest or self.limits.max_tokens) - len(prompt) + 1)) and "max_tokens" not in request.sampling:
+        if "max_tokens" not in request.sampling:  # a default is a wish
+            there = max(1, min(room, (self.pool.largest or self.limits.max_tokens) - len(prompt) + 1))
             if params.min_tokens > there:
                 raise ValueError(f"sampling_parameters.min_tokens: {params.min_tokens} on top of a prompt of {len(prompt)} tokens is over the limit; "
                                  f"it can be at most {there} here")
-            params = msgspec.structs.replace(params, max_tokens=max(1, there))  # a default is a wish
+            params = msgspec.structs.replace(params, max_tokens=min(params.max_tokens, there))
         if params.max_tokens > room:
             raise ValueError(
                 f"sampling_parameters.max_tokens: {params.max_tokens} on top of a prompt of {len(prompt)} tokens is over the limit; "
