@@ -23,6 +23,7 @@ from sun.router.active import Piece
 from sun.router.errors import RequestError
 from sun.router.request import GenerateRequest
 from sun.router.router import Router
+from sun.slots import Slots
 
 PATIENCE_S = 60.0
 """How long a test waits for what must happen; far more than it ever takes, so that only a hang fails."""
@@ -227,6 +228,12 @@ class Service:
             messages=[{"role": "user", "content": text}], sampling={"temperature": 0, "max_tokens": 8, **sampling}, task=task,
             stream=stream, returns=frozenset(returns), deadline_s=deadline_s, **more), answer)
         return answer
+
+    def shrink(self, worker: str, tokens: int) -> None:
+        """Make a worker's KV pool smaller than the others', and wait until the router knows."""
+        pool = self.fleet.decodes[worker].pool
+        pool.budget, pool._slots = tokens, Slots(tokens)
+        eventually(lambda: self.router.pool.budget == sum(engine.pool.budget for engine in self.fleet.decodes.values()))
 
     def idle(self) -> None:
         """Wait until no request, sequence or slot is held, and check every worker's books."""

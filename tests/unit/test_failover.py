@@ -15,7 +15,6 @@ from sun.model.loading import load_decode
 from sun.router import placement
 from sun.router.errors import Gone
 from sun.router.router import Limits
-from sun.slots import Slots
 
 from .harness import OPEN_ENDED, TEXT, Answer, Bench, eventually, files
 
@@ -164,13 +163,22 @@ def test_a_sequence_that_waits_for_a_slot_gets_it_after_its_tasks_module_has_gon
     assert first.whole.token_ids == second.whole.token_ids
 
 
-def test_a_sequence_that_only_a_lost_workers_pool_could_hold_waits_for_it(serve):
+def lose(service, worker: str) -> None:
+    """Kill a worker, and wait until the router knows."""
+    service.fleet.kill(worker)
+    eventually(lambda: worker not in service.router.pool.loads)
+
+
+def unlike(serve):
+    """A service whose one worker with a pool for 200 tokens is lost; the other, of 100, lives."""
     service = serve(fleet=Mortal, workers=2, kv_tokens=400, limits=Limits(max_tokens=400))
-    small = service.fleet.decodes["decode_0"].pool
-    small.budget, small._slots = 100, Slots(100)
-    eventually(lambda: service.router.pool.budget == 500)
-    service.fleet.kill("decode_1")
-    eventually(lambda: "decode_1" not in service.router.pool.loads)
+    service.shrink("decode_0", 100)
+    lose(service, "decode_1")
+    return service
+
+
+def test_a_sequence_that_only_a_lost_workers_pool_could_hold_waits_for_it(serve):
+    service = unlike(serve)
     answer = service.ask(TEXT, ignore_eos=True, max_tokens=200)
     assert not answer.done.wait(1)
     service.fleet.dead.clear()
@@ -179,20 +187,14 @@ def test_a_sequence_that_only_a_lost_workers_pool_could_hold_waits_for_it(serve)
 
 def test_a_sequence_that_no_worker_can_hold_for_long_ends_when_it_has_waited_once(serve, monkeypatch):
     monkeypatch.setattr(placement, "STRANDED_S", 1.0)
-    service = serve(fleet=Mortal, workers=2, kv_tokens=400, limits=Limits(max_tokens=400))
-    small = service.fleet.decodes["decode_0"].pool
-    small.budget, small._slots = 100, Slots(100)
-    eventually(lambda: service.router.pool.budget == 500)
-    service.fleet.kill("decode_1")
-    eventually(lambda: "decode_1" not in service.router.pool.loads)
+    service = unlike(serve)
     assert service.ask(TEXT, ignore_eos=True, max_tokens=200).error.code == "UNAVAILABLE"
 
 
 def test_what_the_living_refuse_for_another_reason_waits_for_nobody(serve, monkeypatch):
     service = serve(fleet=Mortal, workers=2)
     eventually(lambda: service.router.pool.largest)
-    service.fleet.kill("decode_1")
-    eventually(lambda: "decode_1" not in service.router.pool.loads)
+    lose(service, "decode_1")
 
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")

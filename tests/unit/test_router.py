@@ -17,7 +17,6 @@ from sun.messages import Ack, Load
 from sun.router.policy import Pack, Partitioned
 from sun.router.request import GenerateRequest, Handover
 from sun.router.router import Limits
-from sun.slots import Slots
 
 from . import tiny
 from .harness import OPEN_ENDED, PATIENCE_S, TEXT, Answer, eventually, files
@@ -309,9 +308,7 @@ def test_any_task_goes_to_the_worker_with_the_least_reported_load(serve):
 
 def test_a_sequence_goes_to_a_worker_whose_pool_can_hold_it(serve):
     service = serve(workers=2, kv_tokens=400, limits=Limits(max_tokens=500))
-    small = service.fleet.decodes["decode_0"].pool
-    small.budget, small._slots = 100, Slots(100)
-    eventually(lambda: service.router.pool.budget == 500)
+    service.shrink("decode_0", 100)
     for _ in range(4):
         assert len(service.ask(TEXT, **OPEN_ENDED | {"max_tokens": 200}).whole.token_ids) == 200
     assert "this worker's limit of" in str(service.ask(TEXT, max_tokens=450).error), "too large for all: one says so"
