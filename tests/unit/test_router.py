@@ -188,6 +188,14 @@ def test_a_default_of_max_tokens_is_a_wish_and_a_clients_own_a_demand(serve, pro
     assert len(ask().whole.token_ids) == room - 12, "of a worker's pool, too"
 
 
+def test_a_prompt_longer_than_every_pool_is_refused_by_what_it_is(serve):
+    service = serve(limits=Limits(max_tokens=512), kv_tokens=60)
+    eventually(lambda: service.router.pool.largest == 60)
+    answer = Answer()
+    service.router.submit(GenerateRequest([{"role": "user", "content": "x" * 200}], {}, task="plain"), answer)
+    assert "are over this worker's limit of 60 tokens" in str(answer.error) and "min_tokens" not in str(answer.error)
+
+
 # Prompts that a prefill module has run already.
 
 
