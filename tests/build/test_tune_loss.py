@@ -79,6 +79,36 @@ def test_gradients_reach_the_prefill_module_alone(base_dir, adapter):
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in learning)
 
 
+@pytest.mark.parametrize("settings", [{}, {"adapter": "none"}, {"decode": "int4"}, {"checkpointing": True}], ids=str)
+def test_weights_that_do_not_learn_take_half_the_memory_and_change_nothing_in_bf16(base_dir, settings):
+    def run(precision):
+        torch.manual_seed(0)
+        model = TwoModules.load(base_dir, TuneSettings(precision=precision, **settings)).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**collate(MIXED))["loss"]
+        loss.backward()
+        return model, loss, {name: p.grad for name, p in model.learnt().items()}
+
+    (whole, loss, grads), (halved, halved_loss, halved_grads) = run("fp32"), run("bf16")
+    assert torch.equal(loss, halved_loss)
+    for name, grad in grads.items():
+        torch.testing.assert_close(halved_grads[name], grad, rtol=0, atol=0)
+    assert all(p.dtype == torch.float32 for p in halved.learnt().values())
+    linear = {m.weight for m in halved.decode.model.modules() if isinstance(m, torch.nn.Linear)}
+    assert linear and all(w.dtype == torch.bfloat16 for w in linear)
+    assert size(whole.decode) - size(halved.decode) >= sum(2 * w.numel() for w in linear)
+
+
+def size(module: torch.nn.Module) -> int:
+    """Bytes of its weights, each counted once."""
+    return sum(p.numel() * p.element_size() for p in set(module.parameters()))
+
+
+def test_an_adapter_is_tuned_over_one_copy_of_the_base(base_dir):
+    model = TwoModules.load(base_dir, TuneSettings())
+    assert size(model) == size(tiny.load(base_dir)) + sum(4 * p.numel() for p in model.learnt().values())
+
+
 @pytest.mark.parametrize("batch", [MIXED, SHARED], ids=["mixed", "a common beginning"])
 def test_gradients_are_the_finite_differences(base_dir, batch):
     torch.manual_seed(0)

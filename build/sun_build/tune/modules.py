@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -39,8 +40,15 @@ class TwoModules(nn.Module):
 
     @classmethod
     def load(cls, base_dir: str | Path, settings: TuneSettings, teacher: str | Path | None = None) -> TwoModules:
-        """Both modules at the base's weights, in float32; ``teacher`` is a checkpoint's folder."""
+        """Both modules at the base's weights; ``teacher`` is a checkpoint's folder.
+
+        What learns is float32. Weights that do not learn are in memory once, and as `settings.precision` multiplies by them.
+        """
         prefill = load_model(base_dir)
+        decode = None
+        if settings.method == "sun":
+            shared = settings.adapter == "lora" and settings.decode == FULL
+            decode = twin(prefill) if shared else frozen(base_dir, settings.decode)
         if settings.checkpointing:
             checkpoint_layers(prefill)
         if settings.adapter == "lora":
@@ -48,8 +56,10 @@ class TwoModules(nn.Module):
             prefill = get_peft_model(prefill, LoraConfig(
                 r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
                 target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
-        decode = prefill if settings.method == "full" else frozen(base_dir, settings.decode)
-        return cls(prefill, decode, None if teacher is None else frozen(teacher, FULL), settings.distill)
+        modules = cls(prefill, decode or prefill, None if teacher is None else frozen(teacher, FULL), settings.distill)
+        if settings.precision == "bf16" and decode is not None:  # an ordinary fine-tune's adapter is merged into its base in the end, in float32
+            halve_frozen(modules)
+        return modules
 
     def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """The loss of a batch of `collate`: summed over its response tokens, over ``num_items_in_batch`` (those of a whole step) or their number."""
@@ -93,6 +103,23 @@ class TwoModules(nn.Module):
 def load_model(folder: str | Path) -> nn.Module:
     """A checkpoint as transformers' causal LM, in float32."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Another module over the same weights, which no longer learn: layers put into either are not in the other."""
+    model.requires_grad_(False)
+    return deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def halve_frozen(model: nn.Module) -> None:
+    """Keep the weights of linear layers that do not learn in bfloat16, to which autocast would round them at each use; in place.
+
+    A head that is tied to the embedding stays as it is: lookups are not rounded.
+    """
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad and id(module.weight) not in embeddings:
+            module.weight.data = module.weight.data.bfloat16()
 
 
 def frozen(folder: str | Path, scheme: str) -> nn.Module:
