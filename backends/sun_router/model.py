@@ -7,8 +7,10 @@ import msgspec
 from sun import door
 from sun.handoff.cuda_ipc import CudaIpc
 from sun.handoff.shm import Shm
+from sun.key import check_key
 from sun.model.manifest import BaseManifest
 from sun.router import journal
+from sun.router.active import Piece
 from sun.router.errors import RequestError
 from sun.router.fair_queue import Bounds, parse_weights
 from sun.router.keys import Keys
@@ -25,6 +27,9 @@ from sun.text.prompt import PromptFormat
 from sun_router.client import TritonClient
 from sun_router.fleet import BlsFleet
 from sun_triton.meter import TritonMeter
+
+LEAVE = "leave"
+"""The parameter of an operator's request to take no more: the server's key, see `sun.key.check_key`. Its answer is the number of requests that have not ended."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -100,12 +105,22 @@ class TritonPythonModel:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
                 client.codes = parameters.pop("error_codes", False) is True
+                if (key := parameters.pop(LEAVE, None)) is not None:
+                    client.send(Piece(text=str(self._leave(key)), finish_reason="stop"))
+                    continue
                 parsed = parse_request(inputs, parameters, request.request_id())
             except RequestError as error:
                 self.router.refuse(error, client, request.request_id(), came_with(inputs))
             else:
                 client.returns = parsed.returns
                 self.router.submit(parsed, client)
+
+    def _leave(self, key):
+        try:
+            check_key(str(key))
+        except PermissionError as error:
+            raise RequestError("PERMISSION_DENIED", f"{LEAVE}: {error}") from error
+        return self.router.leave()
 
     def finalize(self):
         """End what is in flight and stop."""

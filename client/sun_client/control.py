@@ -71,6 +71,10 @@ class Control:
 
         return self._ask(worker, Drain(key=self.key, on=on, evict=evict))
 
+    def leave(self) -> int:
+        """Have the router take no more requests; how many it still has. Raises ServerError."""
+        return int(self._generate("sun", {"text_input": "", "leave": self.key})["text_output"])
+
     def stats(self, worker: str) -> Stats:
         """A decode worker's state, without steps. Raises ServerError."""
         from sun.messages import NO_STEPS, GetStats
@@ -80,15 +84,17 @@ class Control:
     def _ask(self, worker: str, message: Request) -> Reply:
         from sun.messages import decode_reply, encode
 
-        request = urllib.request.Request(f"http://{self.host}:{self.http_port}/v2/models/{worker}/generate",
-                                         json.dumps({"message": encode(message).decode()}).encode())
+        return decode_reply(self._generate(worker, {"message": encode(message).decode()})["reply"].encode())
+
+    def _generate(self, model: str, body: dict) -> dict:
+        request = urllib.request.Request(f"http://{self.host}:{self.http_port}/v2/models/{model}/generate", json.dumps(body).encode())
         try:
             with urlopen(request, timeout=ANSWER_S) as response:
-                return decode_reply(json.load(response)["reply"].encode())
+                return json.load(response)
         except urllib.error.HTTPError as error:
-            raise ServerError(f"{worker}: {error.read(1000).decode(errors='replace')}") from error
+            raise ServerError(f"{model}: {error.read(1000).decode(errors='replace')}") from error
         except (HTTPException, OSError) as error:
-            raise ServerError(f"{worker}: {error}") from error
+            raise ServerError(f"{model}: {error}") from error
 
     def _call(self, what: str, models: tuple[str, ...]) -> None:
         # Here, because it brings gevent, and every command that shows progress comes by this file.

@@ -28,8 +28,10 @@ from sun_client.errors import ServerError
 
 HOST = "127.0.0.1"
 POLL_S = 0.2
+GRACE_S = 30.0
+"""For the requests that the router has when the server is to stop."""
 DRAIN_S = 60.0
-"""Triton itself gives open streams 30 s (--exit-timeout-secs), and an idle connection was seen to hold it that long again."""
+"""All of it: then Triton itself waits up to 30 s (--exit-timeout-secs) if a client holds an idle connection."""
 KILL_S = 20.0
 """For a killed process to be gone; one in an uninterruptible wait (a disk that does not answer, a GPU's driver) may never be."""
 DYING = """\
@@ -183,7 +185,7 @@ class Server:
             raise ServerError(f"tritonserver {ended}; from {self.log}:\n{why(self.log)}")
 
     def stop(self, drain_s: float = DRAIN_S) -> None:
-        """Stop: SIGTERM, ``drain_s`` seconds for streams to end, then SIGKILL to whatever of it still lives; sweep its shared memory.
+        """Stop: no more requests, `GRACE_S` for those that there are, SIGTERM, and after ``drain_s`` in all SIGKILL to whatever still lives; sweep its shared memory.
 
         An interrupt (Ctrl-C) while it drains ends the wait. Does nothing if it was not started or is gone.
         """
@@ -192,14 +194,23 @@ class Server:
         try:
             self.remember()
             if self._process.poll() is None:
-                self._process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                    self._process.wait(drain_s)
+                    until = time.monotonic() + drain_s
+                    self._drain(min(drain_s, GRACE_S))
+                    self._process.terminate()
+                    self._process.wait(max(0.0, until - time.monotonic()))
         finally:
             self._control.unlink(missing_ok=True)
             self._kill()
             shm.sweep(self._files)
             _sweep_tickets(self._shm)
+
+    def _drain(self, grace_s: float) -> None:
+        """Let the router's requests end. Not left to Triton: told to stop, it unloads workers whose sequences decode, since no call of its own is under way."""
+        until = time.monotonic() + grace_s
+        with contextlib.suppress(ServerError):  # there is no router, or it is not up to it
+            while time.monotonic() < until and self.running and self.control.leave():
+                time.sleep(POLL_S)
 
     def remember(self) -> None:
         """Note which files of shared memory its processes have, so that `stop` can sweep those of the ones that die."""

@@ -65,6 +65,12 @@ def test_without_the_key_there_is_no_control_over_http(server, path):
     assert call(url, json={}).status_code == call(url, json={}, headers={HEADER: "guess"}).status_code == 403
 
 
+def test_without_the_key_nobody_has_the_router_take_no_more(http):
+    told = requests.post(f"{http}/sun/generate", json={"text_input": "", "leave": "guess"})
+    assert told.status_code == 400 and "leave: key: is not this server's" in told.json()["error"]
+    assert requests.post(f"{http}/sun/generate", json={"task": "bash", "text_input": PROMPT, "max_tokens": 2}).status_code == 200
+
+
 def test_without_the_key_there_is_no_control_over_grpc(server):
     with grpcclient.InferenceServerClient(f"127.0.0.1:{server.ports.grpc}") as client:
         for call in (lambda: client.unload_model("bash"), client.get_model_repository_index, client.get_log_settings,

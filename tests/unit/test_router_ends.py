@@ -125,6 +125,20 @@ def test_closing_ends_what_is_in_flight_and_takes_no_more(serve):
     service.idle()
 
 
+def test_a_leaving_router_refuses_new_requests_and_answers_those_it_has_queued_ones_too(serve):
+    service = serve(limits=Limits(max_tokens=tiny.CONTEXT, max_running_tokens=1))
+    gate = service.gate()
+    answers = [service.ask(TEXT, max_tokens=4) for _ in range(3)]
+    gate.wait_entered(1)
+    assert service.router.leave() == 3
+    refused = service.ask(TEXT).error
+    assert refused.code == "UNAVAILABLE" and "the server is stopping" in str(refused)
+    gate.open()
+    assert [len(answer.whole.token_ids) for answer in answers] == [4, 4, 4]
+    eventually(lambda: service.router.leave() == 0)
+    service.idle()
+
+
 def test_leases_of_tickets_in_use_are_kept(serve, shm):
     service = serve(transport=shm, max_batch=1)
     gate = service.gate()

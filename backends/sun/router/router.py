@@ -67,7 +67,7 @@ class Router:
         self.admission = Admission(limits.queue, limits.starting, lambda: limits.max_running_tokens or self.pool.budget, self.pace.seconds)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._starters = ThreadPoolExecutor(limits.starting + MOVERS, thread_name_prefix="start")
-        self._closed = threading.Event()
+        self._closed, self._leaving = threading.Event(), False
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._poller.start()
         self.pool.start()
@@ -114,6 +114,8 @@ class Router:
         with self._lock:
             if self._closed.is_set():
                 raise RequestError("UNAVAILABLE", "the router is shutting down")
+            if self._leaving:
+                raise RequestError("UNAVAILABLE", "the server is stopping; requests that it has begun end, and it takes no more")
             if full := self._full(active.task):
                 raise Busy(f"max_inflight: {full}", self._one_ends_s())
             self._active[active.key] = active
@@ -137,6 +139,12 @@ class Router:
         if sum(active.task == task for active in list(self._active.values())) >= most and len(self.tasks.names()) > 1:
             return f"{most} requests of task {task!r} are in flight, which is the limit for one task"
         return ""
+
+    def leave(self) -> int:
+        """Take no more requests from now on; how many there still are, queued ones too: they all end as ever, unless `close` comes first."""
+        with self._lock:
+            self._leaving = True
+            return self.inflight
 
     def close(self) -> None:
         """End what is in flight with an error and stop."""
