@@ -63,21 +63,26 @@ class SunClient:
         self._channel.close()
 
     def stream(self, task: str, text: str | None = None, messages: list[dict] | None = None, sampling: dict[str, Any] | None = None,
-               timeout: float | None = None, *, request_id: str | None = None, traceparent: str = "") -> Iterator[Piece]:
+               timeout: float | None = None, *, request_id: str | None = None, traceparent: str = "", deadline_s: float | None = None,
+               priority_class: str = "") -> Iterator[Piece]:
         """Yield an answer's pieces as they come. Closing the generator cancels the request.
 
         Give either ``text`` (one user message) or ``messages`` (a conversation, [{"role": ..., "content": ...}]).
         sampling: keys as in vLLM (max_tokens, temperature, seed, stop, logprobs, ...) over the task's defaults.
         timeout: seconds for the whole answer, None for the server's own limit. request_id: what the server's request log calls it,
-        one is drawn if it is None. traceparent: the W3C trace context whose child it is. Raises SunError.
+        one is drawn if it is None. traceparent: the W3C trace context whose child it is. deadline_s: seconds after which the server ends
+        the request, in its queue as in decode. priority_class: "high", "normal" or "low", who goes first. Raises SunError.
         """
-        yield from self._pieces(task, text, messages, sampling, timeout, True, request_id or uuid.uuid4().hex, traceparent)
+        yield from self._pieces(task, text, messages, sampling, timeout, True, request_id or uuid.uuid4().hex,
+                                parameters(traceparent, deadline_s, priority_class))
 
     def generate(self, task: str, text: str | None = None, messages: list[dict] | None = None, sampling: dict[str, Any] | None = None,
-                 timeout: float | None = None, *, request_id: str | None = None, traceparent: str = "") -> Answer:
+                 timeout: float | None = None, *, request_id: str | None = None, traceparent: str = "", deadline_s: float | None = None,
+                 priority_class: str = "") -> Answer:
         """The whole answer, in one response. Arguments and errors as of `stream`."""
         answer = Answer("", "", [], [], 0, 0, request_id or uuid.uuid4().hex)
-        for piece in self._pieces(task, text, messages, sampling, timeout, False, answer.request_id, traceparent):
+        for piece in self._pieces(task, text, messages, sampling, timeout, False, answer.request_id,
+                                  parameters(traceparent, deadline_s, priority_class)):
             answer.text += piece.text
             answer.token_ids += piece.token_ids
             answer.logprobs += piece.logprobs
@@ -103,9 +108,8 @@ class SunClient:
         return all(self.worker_stats(worker, after=NO_STEPS).idle for worker in self.workers())
 
     def _pieces(self, task: str, text: str | None, messages: list[dict] | None, sampling: dict[str, Any] | None, timeout: float | None,
-                stream: bool, request_id: str, traceparent: str) -> Iterator[Piece]:
-        request = wire.generate_request(task, text, messages, sampling or {}, stream, request_id,
-                                        {"api_key": self._api_key, "traceparent": traceparent})
+                stream: bool, request_id: str, parameters: dict[str, str | float]) -> Iterator[Piece]:
+        request = wire.generate_request(task, text, messages, sampling or {}, stream, request_id, {"api_key": self._api_key, **parameters})
         finished = False
         for response in self._call(request, timeout):
             piece = wire.read_piece(response)
@@ -130,3 +134,8 @@ class SunClient:
             # Only now: a call that is cancelled right after its error stays open in tritonserver, whose stop then takes 30 s.
             if error:
                 raise wire.server_error(error)
+
+
+def parameters(traceparent: str, deadline_s: float | None, priority_class: str) -> dict[str, str | float]:
+    """Those of a request that were given."""
+    return {"traceparent": traceparent, "priority_class": priority_class, **({} if deadline_s is None else {"deadline_s": float(deadline_s)})}

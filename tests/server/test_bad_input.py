@@ -113,6 +113,13 @@ def test_refusals_on_many_new_connections_leave_the_server_alive(server):
     assert server.running and grpc_error(server.ports.grpc, GOOD) is None
 
 
+@pytest.mark.parametrize("given, words", [({"priority_class": "urgent"}, "priority_class: must be one of high, normal, low"), ({"deadline_s": 0}, "deadline_s: must be more than 0")])
+def test_the_clients_own_arguments_are_checked_too(client, given, words):
+    with pytest.raises(SunError, match=words) as error:
+        client.generate("bash", "hello", **given)
+    assert error.value.code == "INVALID_ARG"
+
+
 def test_a_decoupled_model_refuses_infer_and_says_so(server):
     with pytest.raises(InferenceServerException, match="decoupled"):
         httpclient.InferenceServerClient(f"127.0.0.1:{server.ports.http}").infer("sun", [tensor(httpclient, n, v) for n, v in GOOD.items()])

@@ -112,6 +112,9 @@ def test_with_all_workers_killed_or_stopped_streams_wait_for_the_supervisor_and_
     assert wait_until(lambda: watched.running("decode_0") and watched.running("decode_1"))
     watched.kill("decode_0")
     watched.stop("decode_1")
+    with SunClient(f"127.0.0.1:{watched.server.ports.grpc}") as client, pytest.raises(SunError) as late:
+        client.generate("bash", PROMPT, deadline_s=1.0)
+    assert late.value.code == "DEADLINE"
     watched.healed("decode_0", "decode_1")
     assert {key: future.result() for key, future in answers.items()} == expected
 
