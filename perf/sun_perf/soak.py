@@ -1,7 +1,7 @@
 """A long mixed load with cancels, deadlines, bad requests and a killed decode worker every minute: what is answered must be right.
 
 `python -m sun_perf.soak --minutes 30` serves the repository's own tasks, writes `perf/results/soak.json`, and exits with 1 if anything was
-lost, repeated, wrong or left behind.
+lost, repeated, wrong or left behind, or has grown (`GROWTH`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from sun.stubs import Stubs
 from sun_client.client import SunClient
 from sun_client.errors import SunError
 from sun_client.server import Server
+from sun_client.shm import session_files
 from sun_client.show import say
 from sun_client.supervisor import Supervisor
 from sun_perf.machine import commit, machine
@@ -37,6 +38,10 @@ PROMPTS = ("find big files", "My card was swallowed by the machine", "Tom has 3 
 SAMPLINGS = ({"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}, {"temperature": 1.1, "seed": 3, "top_k": 8, "repetition_penalty": 1.2})
 LENGTHS = (4, 24, 64)
 AT_ONCE = 8
+GROWTH = {"server_mib": 64, "server_files": 4, "server_threads": 8, "router_mib": 32, "router_files": 2, "router_threads": 4, "shared_files": 2}
+"""By how much what is held may grow, whatever the time."""
+GROWTH_PER_KILL = {"server_files": 1, "server_threads": 35, "shared_files": 1}
+"""What Triton keeps of a model's instance if a call was open when its process was killed (24.10)."""
 
 
 class Soak:
@@ -79,12 +84,14 @@ class Soak:
                 thread.join(0.5)
         idle = self._idle()
         after = self._held()
+        grown = {name: round(after[name] - before[name], 1) for name in before}
         return {"seconds": seconds, "counts": dict(self.counts), "wrong": self.wrong, "idle_at_the_end": idle,
-                "before": before, "after": after, "grown": {name: round(after[name] - before[name], 1) for name in before}}
+                "before": before, "after": after, "grown": grown, "too_much": too_much(grown, self.counts["kills"])}
 
-    def _tokens(self, task: str, prompt: int, sampling: int, length: int, timeout: float = 120.0) -> list[int]:
+    def _tokens(self, task: str, prompt: int, sampling: int, length: int, timeout: float = 120.0, deadline_s: float | None = None) -> list[int]:
         values = {"max_tokens": length, "ignore_eos": True, **SAMPLINGS[sampling]}
-        return [token for piece in self._client.stream(task, PROMPTS[prompt], sampling=values, timeout=timeout) for token in piece.token_ids]
+        pieces = self._client.stream(task, PROMPTS[prompt], sampling=values, timeout=timeout, deadline_s=deadline_s)
+        return [token for piece in pieces for token in piece.token_ids]
 
     def _load(self, seed: int) -> None:
         rng = random.Random(seed)
@@ -118,12 +125,13 @@ class Soak:
             self.wrong.append(f"{(task, prompt, sampling)}, cancelled: {got}")
 
     def _hurry(self, rng: random.Random) -> None:
+        seconds, ours = rng.uniform(0.05, 2.0), rng.random() < 0.5
         try:
-            self._tokens(*self._draw(rng), 500, timeout=rng.uniform(0.05, 2.0))
+            self._tokens(*self._draw(rng), 500, **({"timeout": seconds} if ours else {"deadline_s": seconds}))
         except SunError as error:
-            if error.code != "DEADLINE_EXCEEDED":
+            if error.code != ("DEADLINE_EXCEEDED" if ours else "DEADLINE"):
                 raise
-            self.counts["out of time"] += 1
+            self.counts["out of time" if ours else "past the server's deadline"] += 1
 
     def _err(self, rng: random.Random) -> None:
         try:
@@ -150,13 +158,18 @@ class Soak:
         return False
 
     def _held(self) -> dict[str, float]:
-        """Memory, files, threads and shared memory of the router, which lives through all kills, and of the server."""
+        """Memory, files, threads and files in shared memory of the router, which lives through all kills, and of the server."""
         processes = {"server": psutil.Process(self.server.pid), "router": psutil.Process(next(iter(Stubs(self.server.pid).pids("sun"))))}
         held: dict[str, float] = {}
         for name, process in processes.items():
             memory = process.memory_info()
             held |= {f"{name}_mib": round((memory.rss - memory.shared) / 2**20, 1), f"{name}_files": process.num_fds(), f"{name}_threads": process.num_threads()}
-        return held
+        return {**held, "shared_files": len(session_files(self.server.pid)) + len(published())}
+
+
+def too_much(grown: dict[str, float], kills: int) -> dict[str, float]:
+    """What has grown by more than it may."""
+    return {name: by for name, by in grown.items() if by > GROWTH[name] + kills * GROWTH_PER_KILL.get(name, 0)}
 
 
 def main() -> None:
@@ -172,10 +185,10 @@ def main() -> None:
         report = soak.run(60 * args.minutes, args.kill_every)
     report |= {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), "left": server.leftovers()}
     write_result(RESULTS / "soak.json", report)
-    say(json.dumps({name: report[name] for name in ("counts", "grown", "idle_at_the_end", "left")}))
+    say(json.dumps({name: report[name] for name in ("counts", "grown", "too_much", "idle_at_the_end", "left")}))
     for line in report["wrong"]:
         say(line, "red")
-    sys.exit(1 if report["wrong"] or report["left"] or not report["idle_at_the_end"] else 0)
+    sys.exit(1 if report["wrong"] or report["left"] or report["too_much"] or not report["idle_at_the_end"] else 0)
 
 
 if __name__ == "__main__":
