@@ -103,7 +103,7 @@ def measure(server: str, tasks: Sequence[str], each: int, changes: dict[str, Cal
 
 
 def main() -> None:
-    """Serve, change, report; exit code 1 if a stream failed."""
+    """Serve, change, report; exit code 1 if a stream failed, or paused for longer than `LIMIT_MS`."""
     parser = argparse.ArgumentParser(prog="python -m sun_perf.changes", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="of all changes (default 3)")
     parser.add_argument("--each", type=int, default=2, help="streams of each of two tasks (default 2)")
@@ -117,7 +117,10 @@ def main() -> None:
     write_result(RESULTS / "changes.json", report)
     for line in report["failed"]:
         say(line, "red")
-    sys.exit(1 if report["failed"] else 0)
+    late = [name for name, found in report["changes"].items() if max(found["longest_ms"]) > LIMIT_MS]
+    if late:
+        say(f"Longer than {LIMIT_MS:g} ms: {', '.join(late)}", "red")
+    sys.exit(1 if report["failed"] or late else 0)
 
 
 if __name__ == "__main__":
