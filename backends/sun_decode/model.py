@@ -17,6 +17,8 @@ from sun.slots import KV_TOKENS
 from sun.watchdog import HANG_S, Watchdog
 from sun_triton.meter import TritonMeter
 
+GRACE_S = 25.0
+"""For sequences to end once the model is to be unloaded; a server that is told to stop ends after 30 s (--exit-timeout-secs)."""
 METRICS = {
     "sun_decode_step_seconds": ("A decode step's time, by worker: the time between two tokens of all its sequences", STEPS_S),
     "sun_decode_batch_size": ("Sequences in a decode step, by worker", (1, 2, 4, 8, 16, 32, 64, 128)),
@@ -116,7 +118,12 @@ class TritonPythonModel:
                 return self.engine.stats(after)
 
     def finalize(self):
-        """Stop the engine; routers whose sequences still decode find other workers for them."""
+        """Let the sequences that are here end, if they do in time, and stop the engine; routers find other workers for those that do not.
+
+        Triton does not wait for them: it knows of no call that is under way here.
+        """
+        self.engine.drain()
+        self.engine.wait_idle(GRACE_S)
         self.events.close()
         self.engine.close()
         for transport in self.transports:

@@ -15,10 +15,13 @@ import pytest
 from sun_build.config_file import set_parameter
 from sun_build.tasks import add_task
 from sun_client import shm
+from sun_client.client import SunClient
 from sun_client.control import Control
-from sun_client.errors import ServerError
+from sun_client.errors import ServerError, SunError
 from sun_client.server import Server, Tls, ready
 from tests.server.conftest import REPO, free_ports, make_root, wait_until
+
+TOKENS = 120
 
 
 def refusal(root: Path) -> str:
@@ -94,7 +97,7 @@ def test_a_kv_pool_that_does_not_fit_keeps_the_server_from_starting_and_says_wha
     assert re.search(r"kv_tokens: 1000000000 tokens of KV need \d+\.\d GiB, .* would fit", refusal(root))
 
 
-def test_the_readmes_plain_tritonserver_line_serves(tmp_path):
+def test_the_readmes_plain_tritonserver_line_serves_and_lets_streams_end(tmp_path):
     root, ports = only(make_root(tmp_path / "root"), "sun", "tokenize", "decode_0"), free_ports()
     add_task(root / "model_repository", root / "build" / "base", "mine")
     line = next(line for line in (REPO / "README.md").read_text().splitlines() if line.startswith("tritonserver "))
@@ -105,6 +108,13 @@ def test_the_readmes_plain_tritonserver_line_serves(tmp_path):
     try:
         assert wait_until(lambda: ready("127.0.0.1", ports.http) or child.poll() is not None, seconds=180)
         assert child.poll() is None, (tmp_path / "log").read_text(errors="replace")[-2000:]
+        with SunClient(f"127.0.0.1:{ports.grpc}") as client:
+            pieces = client.stream("mine", "hello", sampling={"max_tokens": TOKENS, "ignore_eos": True})
+            first = next(pieces)
+            child.terminate()
+            assert sum(len(piece.token_ids) for piece in [first, *pieces]) == TOKENS, "the server was told to stop meanwhile"
+            with pytest.raises(SunError):
+                client.generate("mine", "hello")
     finally:
         child.terminate()
         child.wait()

@@ -10,7 +10,7 @@ from sun.decode.params import SamplingParams
 from sun.key import check_key
 from sun.messages import Admit
 
-from .harness import OPEN_ENDED, TEXT, eventually
+from .harness import OPEN_ENDED, PATIENCE_S, TEXT, eventually
 from .test_failover import MORE, SAMPLED, Mortal, holder
 
 PROMPT = [5, 9, 17, 3]
@@ -30,6 +30,18 @@ def test_a_draining_worker_ends_what_it_has_and_takes_nothing_until_told(bench):
     assert it.engine.stats().idle
     assert not it.engine.drain(on=False).draining and not it.admit("b", PROMPT).draining
     assert len(it.answers()["b"]) == 8
+
+
+def test_a_worker_is_idle_when_its_sequences_have_ended_and_their_routers_know(bench):
+    it = bench(gated=True)
+    it.admit("a", PROMPT)
+    it.gate.wait_entered(1)
+    it.engine.drain()
+    assert not it.engine.wait_idle(0.01)
+    it.gate.open()
+    it.settle(lambda: not it.scheduler.sequences)
+    assert not it.engine.wait_idle(0.01), "nobody has listened yet"
+    assert len(it.answers()["a"]) == 8 and it.engine.wait_idle(PATIENCE_S)
 
 
 def test_evicted_sequences_leave_without_a_word_wherever_they_are(bench):

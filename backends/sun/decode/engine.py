@@ -121,6 +121,13 @@ class DecodeEngine:
         with self._changed:
             return self._begun if self.scheduler.running else None
 
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until no sequence is here and its router has its end, but no longer than so many seconds; whether it is so."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            ended = self._changed.wait_for(lambda: not self._by_id, seconds)
+        return ended and self.outbox.wait_heard(until - time.monotonic())
+
     def close(self) -> None:
         """Stop at once; sequences still here end with an error."""
         with self._changed:

@@ -75,6 +75,12 @@ class Outbox:
                         self._unheard_since[router] = time.monotonic()
                     else:
                         del self._live[router]
+                    self._changed.notify_all()
+
+    def wait_heard(self, seconds: float) -> bool:
+        """Wait until the routers have what was put for them, but no longer than so many seconds; whether they have. For when no sequence is left."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._listener and not any(self._steps.values()), seconds)
 
     def _next(self, router: str, me: object) -> list[StepEvents]:
         """All steps that are ready, waiting for one; empty when ``me`` should stop listening."""
