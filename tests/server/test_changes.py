@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from tritonclient.utils import InferenceServerException
 
 from sun_client.control import HEADER, Control
 from sun_client.errors import SunError
-from tests.server.conftest import GREEDY, REPO, sun
+from tests.server.conftest import GREEDY, REPO, sun, wait_until
 
 PROMPT = "find big files"
 TASKS, WEIGHTS = REPO / "build" / "tasks", "adapter_model.safetensors"
@@ -44,6 +46,30 @@ def test_a_task_is_added_updated_and_removed_and_other_streams_go_on(server, cli
         client.generate("guest", PROMPT)
     assert next(other).token_ids
     other.close()
+
+
+def test_whoever_asks_while_a_task_is_updated_gets_the_old_or_the_new_weights_answer(client, root):
+    sun(*words(root, TASKS / "bash"))
+    old, new = (client.generate(task, PROMPT, sampling=GREEDY).token_ids for task in ("bash", "math"))
+    answers: list[list[int]] = []
+    updated = threading.Event()
+
+    def ask_on() -> None:
+        while not updated.is_set():
+            answers.append(client.generate("guest", PROMPT, sampling=GREEDY).token_ids)
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask_on) for _ in range(3)]
+        try:
+            assert wait_until(lambda: bool(answers))
+            sun(*words(root, TASKS / "math"))
+            assert wait_until(lambda: answers[-1] == new)
+        finally:
+            updated.set()
+        for one in asking:
+            one.result()
+    assert old in answers and [answer for answer in answers if answer not in (old, new)] == []
+    sun("task", "remove", "guest", "--root", str(root))
 
 
 def test_what_does_not_fit_leaves_the_old_task_serving(client, root, tmp_path):
