@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sun_perf import claims, figures
+from sun_perf import claims
 from sun_perf.bench_plan import Plan
 from sun_perf.bench_ratios import ratios
 from tests.perf.bench_data import run
@@ -54,9 +54,3 @@ def test_results_that_give_no_claim_are_refused_by_file_and_claim(tmp_path, cont
     (tmp_path / "peers.json").write_text(content)
     with pytest.raises(ValueError, match="peers.json: gives no over_peer"):
         claims.gather(tmp_path)
-
-
-def test_every_figure_is_drawn(tmp_path):
-    (tmp_path / "bench.json").write_text(json.dumps(BENCH))
-    paths = figures.draw(tmp_path)
-    assert len(paths) == 4 and all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
