@@ -73,7 +73,8 @@ def report(base_dir: str | Path, schemes: list[str], threads: int, batches=BATCH
     low = [scheme for scheme in schemes if scheme != FULL]
     best = min(low, key=lambda scheme: statistics.median(times[scheme, max(batches)]), default=None)
     return {
-        "machine": machine(), "commit": commit(RESULTS), "limits": limits.as_dict(), "context": CONTEXT,
+        "machine": machine(), "commit": commit(RESULTS), "date": time.strftime("%Y-%m-%d"),
+        "settings": {"schemes": schemes, "threads": threads, "batches": list(batches), "rounds": rounds}, "limits": limits.as_dict(), "context": CONTEXT,
         "steps": [{"scheme": name, "threads": threads, "batch": batch, "context": CONTEXT, "ms": round(statistics.median(kept), 2)}
                   for (name, batch), kept in times.items()],
         "qsun_scheme": best,
