@@ -74,7 +74,7 @@ def study(results: Path) -> str:
     if not path.is_file():
         return ""
     runs = json.loads(path.read_text())
-    text = "## What narrows the gap\n\nShort runs on banking, one change each (`python -m sun_perf.accuracy_study`), one seed:\n\n"
+    text = "## What narrows the gap\n\nShort runs on banking, one change each (`.venv/bin/python -m sun_perf.accuracy_study --data ../shared/data`), one seed:\n\n"
     text += "| run | steps x examples | held-out loss |\n|---|---|---|\n"
     for name, run in runs.items():
         text += f"| {name} | {run['settings']['steps']} x {run['settings']['batch']} | {run['held_out_loss']:.3f} |\n"

@@ -1,7 +1,7 @@
 """What narrows the gap between SUN and full fine-tuning: short runs on banking, one change each, by their held-out loss.
 
 `python -m sun_perf.accuracy_study --data DIR` goes on where an earlier run ended. The teacher of the distilled runs is the full
-fine-tune of `make accuracy`.
+fine-tune of `make accuracy`, which is trained first if it is not there: half an hour more.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sun_build.tune.settings import TuneSettings
-from sun_perf.accuracy import BASE, RUNS, one_thread
-from sun_perf.accuracy_plan import HELD_OUT
+from sun_perf.accuracy import BASE, RUNS, one_thread, train
+from sun_perf.accuracy_plan import HELD_OUT, TASKS
 from sun_perf.machine import machine
 from sun_perf.results import RESULTS, write_result
 
 STEPS = 40
+TASK, TEACHER = "banking", "full"
+"""Of `accuracy_plan`: the task, and the training whose weights the distilled runs learn from."""
 
 
 def lora(rank: int, lr: float = 2e-3, steps: int = STEPS, **more) -> TuneSettings:
@@ -80,18 +82,24 @@ def with_tail(data: Path, text: str, out: Path) -> Path:
     return out
 
 
+def make_teacher(names: list[str], data: Path) -> None:
+    """Train the teacher that some of these runs learn from, unless none does or it is there."""
+    if any(STUDY[name].distill for name in names):
+        train(TASKS[TASK], TEACHER, data)
+
+
 def run(name: str, data: Path) -> float:
     """Held-out loss of one run."""
     from sun.model.manifest import BaseManifest
     from sun_client.tuning import Tuning
 
     settings = STUDY[name]
-    teacher = RUNS / "banking" / "full" if settings.distill else None
+    teacher = RUNS / TASK / TEACHER if settings.distill else None
     with tempfile.TemporaryDirectory() as out:
-        source = data / "banking" / "train.jsonl"
+        source = data / TASK / "train.jsonl"
         if name in TAIL:
             source = with_tail(source, TAIL[name], Path(out) / "train.jsonl")
-        tuning = Tuning("banking", BASE, BaseManifest.load(BASE), str(source), Path(out) / "run", None, settings, teacher)
+        tuning = Tuning(TASK, BASE, BaseManifest.load(BASE), str(source), Path(out) / "run", None, settings, teacher)
         rows, held_out, _ = tuning.read(HELD_OUT)
         return tuning.train(rows, held_out)["held_out_loss"]
 
@@ -116,6 +124,7 @@ def main() -> None:
 
     known = json.loads(path.read_text()) if path.is_file() else {}
     missing = [name for name in args.only if name not in known or TuneSettings(**known[name]["settings"]) != STUDY[name]]
+    make_teacher(missing, args.data)  # here, since the runs below would each train it
     with ThreadPoolExecutor(args.jobs) as pool:
         for run_made in as_completed([pool.submit(make, name) for name in missing]):
             name, loss = run_made.result()

@@ -23,16 +23,28 @@ def _against_baseline(runs: Sequence[dict], system: str, alpha: float) -> dict[s
     closed, equal = ([run for run in runs if run["alpha"] == alpha and run["mode"] == mode and run.get("load", EQUAL_LOAD) == EQUAL_LOAD]
                      for mode in ("closed", "open"))
     pairs = {
-        "throughput": _pairs(closed, system, lambda run: run["tokens_per_s"]),
+        "throughput": _pairs(closed, system, _tokens_per_s),
         "throughput_per_worker": _pairs(closed, system, lambda run: run["tokens_per_s"] / run["workers"]),
         **{f"{kind}_{at}": _pairs(equal, system, lambda run, kind=kind, at=at: run[f"{kind}_ms"][at])
            for kind, at in (("tpot", "p50"), ("tpot", "p95"), ("ttft", "p50"))}}
     return {name: ratio(found) for name, found in pairs.items() if found}
 
 
-def _pairs(runs: Sequence[dict], system: str, value: Callable[[dict], float]) -> list[tuple[float, float]]:
-    """A system's value and the baseline's, of every round that has both."""
+def throughput(runs: Sequence[dict], tasks: int, system: str, other: str) -> dict[str, dict]:
+    """{alpha: ratio of two systems' tokens a second} of the closed loops with so many tasks, where there are both."""
+    closed = [run for run in runs if run["tasks"] == tasks and run["mode"] == "closed"]
+    alphas = sorted({run["alpha"] for run in closed})
+    pairs = {f"{alpha:g}": _pairs([run for run in closed if run["alpha"] == alpha], system, _tokens_per_s, other) for alpha in alphas}
+    return {alpha: ratio(found) for alpha, found in pairs.items() if found}
+
+
+def _tokens_per_s(run: dict) -> float:
+    return run["tokens_per_s"]
+
+
+def _pairs(runs: Sequence[dict], system: str, value: Callable[[dict], float], other: str = BASELINE) -> list[tuple[float, float]]:
+    """A system's value and the other's, of every round that has both."""
     by_round: dict[int, dict[str, float]] = {}
     for run in runs:
         by_round.setdefault(run["round"], {})[run["system"]] = value(run)
-    return [(of[system], of[BASELINE]) for of in by_round.values() if system in of and BASELINE in of]
+    return [(of[system], of[other]) for of in by_round.values() if system in of and other in of]

@@ -7,7 +7,7 @@ import os
 import secrets
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,41 +125,54 @@ def _pull(fleet: LocalFleet, shipment: list[bytes]) -> None:
     engine.pool.give_back(slot)
 
 
+def measure(base: Path, task_dirs: dict[str, Path], schemes: Sequence[str], threads: int, batches=BATCHES, contexts=CONTEXTS,
+            prompts=PROMPTS) -> tuple[list[StepRow], list[PrefillRow]]:
+    """Steps of a decode module in each number format, one after the other; prefill, which is float32 beside all of them, once."""
+    from sun.local import LocalFleet
+
+    room, watch = max(batches) * (max(contexts) + STEPS + JOINING), undisturbed(threads)
+    steps: list[StepRow] = []
+    prefill: list[PrefillRow] = []
+    for scheme in schemes:
+        fleet = LocalFleet(base, task_dirs, kv_tokens=room, token_budget=TOKEN_BUDGET, max_batch=max(batches), scheme=scheme, threads=threads)
+        try:
+            prefill = prefill or measure_prefill(fleet, threads, watch, prompts)
+            steps += measure_steps(fleet, scheme, threads, watch, batches, contexts)
+        finally:
+            fleet.close()
+    return steps, prefill
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scheme", default="fp32", help="of the decode module")
+    parser.add_argument("--scheme", nargs="+", default=["fp32"], help="of the decode module; several: fp32 int8")
     parser.add_argument("--threads", type=int, default=1, help="of every worker")
-    parser.add_argument("--steps", type=Path, help="take decode steps from this file (perf/results/steps.json) in place of measuring them")
     parser.add_argument("--out", type=Path, default=PATH)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # torch reads it once, when it is imported
 
-    from sun.local import LocalFleet
     from sun.readable import readable_json
     from sun_client.root import Root
     from sun_perf.machine import commit, machine
-    from sun_perf.simulation.calibration import Calibration, Steps, read
+    from sun_perf.simulation.calibration import Calibration
     from sun_perf.simulation.costs import Fit
 
     root = Root.find()
     folder = next(iter(sorted(root.models.glob("prefill_*/1"))), None)
     if folder is None:
         raise SystemExit(f"{root.models}: there is no task; `sun setup` adds the shipped ones")
-    room = max(BATCHES) * (max(CONTEXTS) + STEPS + JOINING)
-    fleet = LocalFleet(root.base, {folder.parent.name.removeprefix("prefill_"): folder}, kv_tokens=room, token_budget=TOKEN_BUDGET, max_batch=max(BATCHES), scheme=args.scheme)
-    try:
-        prefill = measure_prefill(fleet, args.threads, undisturbed(args.threads))
-        steps = read(args.steps, Steps).steps if args.steps else measure_steps(fleet, args.scheme, args.threads, undisturbed(args.threads))
-    finally:
-        fleet.close()
+    steps, prefill = measure(root.base, {folder.parent.name.removeprefix("prefill_"): folder}, args.scheme, args.threads)
     made = Calibration(machine=machine(), commit=commit(root.path), steps=steps, prefill=prefill, token_budget=TOKEN_BUDGET)
     args.out.write_bytes(readable_json(made))
 
     def line(name: str, fit: Fit) -> str:
         return f"{name}: fit of {fit.rows} rows, relative error {fit.median:.1%} at the median, {fit.worst:.1%} at worst"
 
-    print(f"{args.out}\n{line('decode steps', made.step_time(args.scheme, args.threads).fit)}\n{line('prefill', made.prefill_time(args.threads).fit)}")
+    print(args.out)
+    for scheme in args.scheme:
+        print(line(f"decode steps, {scheme}", made.step_time(scheme, args.threads).fit))
+    print(line("prefill", made.prefill_time(args.threads).fit))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from sun_perf.bench_ratios import throughput
 from sun_perf.results import RESULTS, write_result
 
 FILE = "claims.json"
@@ -15,10 +16,17 @@ def _by_alpha(name: str) -> Callable[[dict], dict[str, float]]:
     return lambda bench: {alpha: found[name]["median"] for alpha, found in bench["ratios"]["sun"].items()}
 
 
+def _qsun_over_sun(bench: dict) -> dict[str, float]:
+    """Of tokens a second through the server, by task mix; empty if QSUN did not run."""
+    found = throughput(bench["runs"], bench["settings"]["plans"][0]["tasks"], "qsun", "sun")
+    return {alpha: of["median"] for alpha, of in found.items()}
+
+
 CLAIMS: dict[str, tuple[str, Callable[[dict], object]]] = {
     "throughput_per_worker_sun_over_partitioned": ("bench.json", _by_alpha("throughput_per_worker")),
     "tpot_sun_over_partitioned": ("bench.json", _by_alpha("tpot_p50")),
     "server_over_engine": ("bench.json", lambda bench: bench["server_over_engine"]["server_over_engine"]["median"]),
+    "qsun_over_sun_server": ("bench.json", _qsun_over_sun),
     "qsun_over_sun": ("steps.json", lambda steps: steps["qsun_over_sun"]),
     "step_over_floor": ("steps.json", lambda steps: steps["step_over_floor"]),
     "over_peer": ("peers.json", lambda peers: peers["over_peer"]),

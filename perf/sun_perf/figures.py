@@ -1,4 +1,4 @@
-"""The load bench's figures from `bench.json`, one per claim. `python -m sun_perf.figures` draws them anew."""
+"""Figures of `bench.json` and `steps.json`, one per claim. `python -m sun_perf.figures` draws them anew."""
 
 from __future__ import annotations
 
@@ -11,20 +11,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sun_perf.bench_plan import EQUAL_LOAD
+from sun_perf.machine import processor
 from sun_perf.results import RESULTS
 
 LOOKS = {"partitioned": ("#30475e", "o", "-"), "sun": ("#f2b134", "s", "-"), "sun_all": ("#d98c5f", "D", ":"), "qsun": ("#49a078", "^", "-")}
 """Colour, marker and line of each system."""
+QSUN_AIM, FLOOR_AIM = 1.45, 1.5
+"""What QSUN over SUN was to reach at least, and a step over the machine's floor at most."""
 
 
 def draw(results: Path) -> list[Path]:
-    """Draw all figures of ``results``/bench.json beside it; their files."""
-    bench = json.loads((results / "bench.json").read_text())
-    figures = {"throughput_per_worker": throughput_per_worker, "tpot": tpot, "goodput": goodput, "memory": memory}
-    paths = [results / f"{name}.png" for name in figures]
-    for path, make in zip(paths, figures.values(), strict=True):
-        make(bench).savefig(path, dpi=130)
-    return paths
+    """Draw the figures of the results that there are, beside them; their files. One that they have nothing for goes, since it would be of an older run."""
+    sources = {
+        "bench.json": {"throughput_per_worker": throughput_per_worker, "tpot": tpot, "goodput": goodput, "memory": memory}, "steps.json": {"steps": steps}}
+    drawn = []
+    for source, makers in sources.items():
+        if not (results / source).is_file():
+            continue
+        found = json.loads((results / source).read_text())
+        for name, make in makers.items():
+            figure, path = make(found), results / f"{name}.png"
+            if figure is None:
+                path.unlink(missing_ok=True)
+            else:
+                figure.savefig(path, dpi=130)
+                drawn.append(path)
+    return drawn
 
 
 def throughput_per_worker(bench: dict) -> Figure:
@@ -55,9 +67,11 @@ def tpot(bench: dict) -> Figure:
     return _finish(bench, figure, axes, f"Time per output token at {EQUAL_LOAD:.0%} of what all systems sustain")
 
 
-def goodput(bench: dict) -> Figure:
-    """Lines: requests a second within the SLO against those offered, a panel for each task mix."""
+def goodput(bench: dict) -> Figure | None:
+    """Lines: requests a second within the SLO against those offered, a panel for each task mix. None if a mix had one load, as in the quick bench: no line."""
     runs = [run for run in _main(bench) if run["mode"] == "open"]
+    if len({run["load"] for run in runs}) < 2:
+        return None
     alphas = _alphas(runs)
     columns = min(2, len(alphas))
     rows = -(-len(alphas) // columns)
@@ -72,9 +86,11 @@ def goodput(bench: dict) -> Figure:
             mine = [run for run in runs if (run["system"], run["alpha"]) == (system, alpha)]
             points = sorted((rate, statistics.median(run["goodput_per_s"] for run in mine if run["requests_per_s"] == rate)) for rate in {run["requests_per_s"] for run in mine})
             _line(bench, axes, system, *zip(*points, strict=True))
-        axes.set(xlabel="offered requests/s", xlim=(0, None), ylim=(0, None))
+        axes.set(xlabel="offered requests/s", xlim=(0, None))
         axes.set_title(f"Zipf alpha {alpha:g}" + (" (uniform)" if alpha == 0 else ""), fontsize=10)
         axes.grid(alpha=0.3)
+    # Once, at the end: a limit set for one panel keeps those that share it from growing with their lines.
+    panels[0, 0].set_ylim(bottom=0)
     for axes in panels[:, 0]:
         axes.set_ylabel("requests/s within the SLO")
     slo = bench["settings"]["slo"]
@@ -95,6 +111,41 @@ def memory(bench: dict) -> Figure:
     axes.set_title("Memory of the whole server by number of tasks", fontsize=11)
     _legend(figure, axes)
     return figure
+
+
+def steps(found: dict) -> Figure | None:
+    """Bars by batch, from `steps.json`: how many times as fast as SUN's step QSUN's is, and how long both take over the machine's floor; lines: the aims.
+
+    None where no low-bit format was timed.
+    """
+    low, over_floor, threads = found["qsun_scheme"], found["step_over_floor"], found["limits"]["threads"]
+    if low is None:
+        return None
+    sun, qsun = LOOKS["sun"][0], LOOKS["qsun"][0]
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _by_batch(left, {f"QSUN ({low}) over SUN (fp32)": (qsun, found["qsun_over_sun"])}, QSUN_AIM, f"aim: at least {QSUN_AIM}")
+    _by_batch(right, {"SUN (fp32)": (sun, over_floor["fp32"]), f"QSUN ({low})": (qsun, over_floor[low])}, FLOOR_AIM, f"aim: at most {FLOOR_AIM}")
+    left.set(ylabel="times as many steps a second")
+    right.set(ylabel="times the machine's floor")
+    where = f"{threads} CPU thread{'s' * (threads > 1)}, {found['context']} tokens a sequence, {processor(found['machine'])}"
+    figure.suptitle(f"A decode step of one worker: {where}", fontsize=11)
+    return figure
+
+
+def _by_batch(axes: Axes, bars: dict[str, tuple[str, dict[str, float]]], aim: float, title: str) -> None:
+    """Bars by batch in each label's colour, with their values, and a line at what was aimed at."""
+    width = 0.8 / len(bars)
+    for i, (label, (colour, values)) in enumerate(bars.items()):
+        places = [group + (i - (len(bars) - 1) / 2) * width for group in range(len(values))]
+        axes.bar_label(axes.bar(places, list(values.values()), 0.92 * width, color=colour, label=label), fmt="%.2f", fontsize=8, padding=2)
+        axes.set_xticks(range(len(values)), list(values))
+    axes.axhline(aim, color="black", linewidth=0.9, linestyle="--", label=title)
+    axes.set_xlabel("sequences in the step")
+    axes.margins(y=0.3)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
 
 
 def _main(bench: dict) -> list[dict]:

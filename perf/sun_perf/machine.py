@@ -42,11 +42,15 @@ def in_words(machine: dict) -> str:
 
 
 def commit(root: Path) -> str:
-    """Short hash of the checkout's commit, with + if files differ from it; "unknown" outside of git."""
+    """Short hash of the checkout's commit, with + if files differ from it; "unknown" outside of git.
+
+    Results do not count: what a run has already written changes nothing that it measures.
+    """
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        differs = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)perf/results")
+        return git("rev-parse", "--short", "HEAD") + ("+" if differs else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

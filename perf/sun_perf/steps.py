@@ -15,7 +15,7 @@ from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.model.loading import load_decode
 from sun.model.quantise import FULL
-from sun_perf import samples
+from sun_perf import figures, samples
 from sun_perf.floor import Machine, floor_ms
 from sun_perf.machine import commit, machine
 from sun_perf.results import RESULTS, write_result
@@ -73,7 +73,8 @@ def report(base_dir: str | Path, schemes: list[str], threads: int, batches=BATCH
     low = [scheme for scheme in schemes if scheme != FULL]
     best = min(low, key=lambda scheme: statistics.median(times[scheme, max(batches)]), default=None)
     return {
-        "machine": machine(), "commit": commit(RESULTS), "limits": limits.as_dict(), "context": CONTEXT,
+        "machine": machine(), "commit": commit(RESULTS), "date": time.strftime("%Y-%m-%d"),
+        "settings": {"schemes": schemes, "threads": threads, "batches": list(batches), "rounds": rounds}, "limits": limits.as_dict(), "context": CONTEXT,
         "steps": [{"scheme": name, "threads": threads, "batch": batch, "context": CONTEXT, "ms": round(statistics.median(kept), 2)}
                   for (name, batch), kept in times.items()],
         "qsun_scheme": best,
@@ -84,7 +85,7 @@ def report(base_dir: str | Path, schemes: list[str], threads: int, batches=BATCH
 
 
 def main() -> None:
-    """Print a line per number format and write `perf/results/steps.json`."""
+    """Print a line per number format and write `perf/results/steps.json` and its figure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="build/base", help="the base model's folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a step; a worker of the server has 1")
@@ -99,6 +100,8 @@ def main() -> None:
     for key in ("qsun_over_sun", "step_over_floor", "limits"):
         print(f"{key}: {made[key]}")
     write_result(arguments.out, made)
+    if figure := figures.steps(made):
+        figure.savefig(arguments.out.with_suffix(".png"), dpi=130)
 
 
 if __name__ == "__main__":

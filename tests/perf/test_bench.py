@@ -67,4 +67,4 @@ def test_a_bench_writes_results_claims_and_figures(tmp_path, material, ports, mo
     assert claims["throughput_per_worker_sun_over_partitioned"].keys() == claims["tpot_sun_over_partitioned"].keys() == {"1.2"}
     assert claims["server_over_engine"] > 0 and claims["measured"].keys() == {"bench.json"}
     assert sorted(path.name for path in results.iterdir()) == [
-        "bench.json", "claims.json", "goodput.png", "memory.png", "throughput_per_worker.png", "tpot.png"]
+        "bench.json", "claims.json", "memory.png", "throughput_per_worker.png", "tpot.png"]

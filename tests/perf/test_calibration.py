@@ -72,9 +72,11 @@ def test_a_calibration_names_what_it_lacks(tmp_path):
     made = {"machine": {"cpu": "x"}, "commit": "x", "token_budget": 512, "prefill": [],
             "steps": [{"scheme": "fp32", "threads": 1, "batch": 1, "context": 128, "ms": 9}]}
     path.write_text(json.dumps(made))
-    with pytest.raises(ValueError, match="scheme: scheme int4 on 1 threads was not measured; the calibration has fp32 on 1"):
+    with pytest.raises(ValueError, match="scheme: scheme int4 on 1 threads was not measured; the calibration has fp32 on 1. "
+                       "Measure anew with `python -m sun_perf.calibrate --scheme fp32 int4 --threads 1`"):
         Calibration.load(path).step_time("int4", 1)
-    with pytest.raises(ValueError, match="threads: prefill on 2 threads was not measured; the calibration has nothing"):
+    with pytest.raises(ValueError, match="threads: prefill on 2 threads was not measured; the calibration has nothing. "
+                       "Measure anew with `python -m sun_perf.calibrate --scheme fp32 --threads 2`"):
         Calibration.load(path).prefill_time(2)
     del made["steps"][0]["batch"]
     path.write_text(json.dumps(made))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from sun_perf import claims, figures
+from sun_perf import claims
 from sun_perf.bench_plan import Plan
 from sun_perf.bench_ratios import ratios
 from tests.perf.bench_data import run
@@ -49,14 +49,18 @@ def test_claims_are_filled_from_the_results_that_are_there(tmp_path):
     assert set(claims.gather(tmp_path)) == {*claims.CLAIMS, "measured"}
 
 
+def test_qsun_over_sun_through_the_server_is_of_rounds_side_by_side(tmp_path):
+    rounds = [(alpha, gain, turn, drift) for alpha, gain in ((0.0, 2.0), (2.0, 1.5)) for turn, drift in ((0, 1.0), (1, 0.5))]
+    quick = [run("qsun", "closed", alpha, turn, tokens_per_s=110.0 * drift * gain) for alpha, gain, turn, drift in rounds]
+    odd = [run("qsun", "closed", tasks=8, tokens_per_s=1.0), run("qsun", "open")]
+    (tmp_path / "bench.json").write_text(json.dumps({**BENCH, "runs": [*odd, *RUNS, *quick]}))
+    assert claims.gather(tmp_path)["qsun_over_sun_server"] == {"0": 2.0, "2": 1.5}
+    (tmp_path / "bench.json").write_text(json.dumps(BENCH))
+    assert claims.gather(tmp_path)["qsun_over_sun_server"] == {}
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", "not JSON"])
 def test_results_that_give_no_claim_are_refused_by_file_and_claim(tmp_path, content):
     (tmp_path / "peers.json").write_text(content)
     with pytest.raises(ValueError, match="peers.json: gives no over_peer"):
         claims.gather(tmp_path)
-
-
-def test_every_figure_is_drawn(tmp_path):
-    (tmp_path / "bench.json").write_text(json.dumps(BENCH))
-    paths = figures.draw(tmp_path)
-    assert len(paths) == 4 and all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

@@ -1,12 +1,15 @@
-"""A result tells machines apart by the instruction sets that its figures depend on."""
+"""A result tells machines apart by the instruction sets that its figures depend on, and names the code that it is of."""
 
 from __future__ import annotations
+
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from sun_perf import machine as place
-from sun_perf.machine import in_words
+from sun_perf.machine import commit, in_words
 
 CPU = "processor\t: {index}\nmodel name\t: Some CPU @ 2.4: GHz\nflags\t\t: fpu avx2 {flags}\n\n"
 
@@ -29,3 +32,26 @@ def test_without_cpuinfo_it_is_what_torch_knows(tmp_path, monkeypatch):
 
 def test_an_older_result_has_none():
     assert in_words({"cpu": "Some CPU", "cpus": 2, "gpu": "none", "torch": "2.13.0"}) == "Some CPU, 2 CPUs, GPU none, torch 2.13.0"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A git repository with code and a result."""
+    for name in ("code.py", "perf/results/bench.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    return tmp_path
+
+
+def test_results_written_earlier_in_a_run_do_not_make_the_code_another(checkout):
+    clean = commit(checkout)
+    (checkout / "perf" / "results" / "bench.json").write_text("two")
+    assert not clean.endswith("+") and commit(checkout) == commit(checkout / "perf" / "results") == clean
+    (checkout / "code.py").write_text("two")
+    assert commit(checkout) == commit(checkout / "perf" / "results") == f"{clean}+"
+
+
+def test_outside_of_git_the_commit_is_unknown(tmp_path):
+    assert commit(tmp_path) == "unknown"

@@ -13,7 +13,7 @@ from sun.router.router import Router
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.base import build_base
-from sun_perf.calibrate import AS_IT_IS, measure_prefill, measure_steps, undisturbed
+from sun_perf.calibrate import AS_IT_IS, measure, measure_prefill, measure_steps, undisturbed
 from sun_perf.simulation.costs import PrefillTime, StepTime
 from sun_perf.simulation.fleet import Fleet, Limits
 from sun_perf.simulation.traffic import Request
@@ -48,6 +48,13 @@ def test_a_calibration_measures_every_batch_and_context_and_leaves_nothing_behin
     StepTime.from_rows(steps), PrefillTime.from_rows(prefill, 512)
     engine = fleet.decodes["decode_0"]
     assert not engine.scheduler.sequences and engine.pool.free_tokens == 2048
+
+
+def test_a_calibration_has_each_number_format_beside_the_other_and_prefill_once(place):
+    base, models = place
+    steps, prefill = measure(base, {"a": models / "prefill_a" / "1"}, ["fp32", "int8"], 1, batches=(1, 2), contexts=(8, 64), prompts=(8, 16, 32))
+    assert [(row.scheme, row.batch, row.context) for row in steps] == [(s, b, c) for s in ("fp32", "int8") for b in (1, 2) for c in (8, 64)]
+    assert [row.tokens for row in prefill] == [8, 16, 32]
 
 
 def test_a_batch_larger_than_the_worker_takes_is_an_error(fleet):

@@ -31,7 +31,8 @@ def test_a_run_writes_every_scheme_and_batch(base_dir):
     assert all(row["ms"] > 0 for row in made["steps"])
     assert made["qsun_scheme"] == "int8" and set(made["qsun_over_sun"]) == {"1", "3"}
     assert set(made["step_over_floor"]) == {"fp32", "int8"}
-    assert made["machine"]["cpu"] and made["commit"]
+    assert made["machine"]["instructions"] and made["commit"] and made["date"]
+    assert made["settings"] == {"schemes": ["fp32", "int8"], "threads": 1, "batches": [1, 3], "rounds": 1}
 
 
 def test_the_ratio_is_of_rounds_not_of_medians():

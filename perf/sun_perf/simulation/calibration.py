@@ -29,7 +29,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         return read(path, cls)
 
     def step_time(self, scheme: str, threads: int) -> StepTime:
-        """The fit of a scheme's decode steps. Raises ValueError naming what was measured if these were not."""
+        """The fit of a scheme's decode steps. Raises ValueError naming what was measured, and what measures more, if these were not."""
         return StepTime.from_rows(self._rows("scheme", self.steps, scheme, threads))
 
     def prefill_time(self, threads: int) -> PrefillTime:
@@ -42,16 +42,11 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         if not found:
             known = sorted({f"{row.scheme} on {row.threads}" if scheme else f"{row.threads}" for row in rows})
             wanted = f"scheme {scheme} on {threads} threads" if scheme else f"prefill on {threads} threads"
-            raise ValueError(f"{field}: {wanted} was not measured; the calibration has {', '.join(known) or 'nothing'}")
+            schemes = " ".join(sorted({row.scheme for row in rows} | {scheme})) if scheme else "fp32"
+            raise ValueError(
+                f"{field}: {wanted} was not measured; the calibration has {', '.join(known) or 'nothing'}. Measure anew with "
+                f"`python -m sun_perf.calibrate --scheme {schemes} --threads {threads}`")
         return found
-
-
-class Steps(msgspec.Struct, frozen=True, kw_only=True):
-    """A file of decode steps alone."""
-
-    machine: dict[str, str | int]
-    commit: str
-    steps: list[StepRow]
 
 
 def read(path: Path, kind: type[T]) -> T:
