@@ -6,6 +6,8 @@ import threading
 
 import triton_python_backend_utils as pb_utils
 
+from sun.router.meter import COUNTERS
+
 log = logging.getLogger("sun.router")
 
 
@@ -54,4 +56,4 @@ class TritonMeter:
 
 def kind(name: str, buckets: tuple[float, ...]):
     """A metric's kind, by its name and buckets."""
-    return pb_utils.MetricFamily.HISTOGRAM if buckets else pb_utils.MetricFamily.COUNTER if name.endswith("_total") else pb_utils.MetricFamily.GAUGE
+    return pb_utils.MetricFamily.HISTOGRAM if buckets else pb_utils.MetricFamily.COUNTER if name.endswith(COUNTERS) else pb_utils.MetricFamily.GAUGE

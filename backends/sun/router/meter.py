@@ -6,16 +6,22 @@ from typing import Protocol
 
 TIMES_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 STEPS_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+GAPS_S = (*STEPS_S, 5.0, 10.0, 30.0)
+HANDOFFS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 TOKENS = (1, 8, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+GAPS = "sun_inter_token_latency_seconds"
 METRICS: dict[str, tuple[str, tuple[float, ...]]] = {
     "sun_request_success_total": ("Requests that ended well, by task and finished_reason", ()),
     "sun_request_failure_total": ("Requests that ended with an error, by task and reason", ()),
     "sun_request_refused_total": ("Requests that ended before their prefill began: refused, cancelled or too late, by reason", ()),
     "sun_time_to_first_token_seconds": ("From a request's arrival to its first token, by task", TIMES_S),
     "sun_time_per_output_token_seconds": ("A request's mean time between tokens, by task", STEPS_S),
+    **{f"{GAPS}_{part}": (f"The time between two tokens of a request as the router sees them, a move to another worker included, by task: a histogram's {part}", ())
+       for part in ("bucket", "sum", "count")},
     "sun_e2e_request_latency_seconds": ("From a request's arrival to its end, by task", TIMES_S),
     "sun_request_queue_time_seconds": ("From a request's arrival to the begin of its prefill, by task", TIMES_S),
     "sun_request_prefill_time_seconds": ("A prefill's time, its queue included, by task", TIMES_S),
+    "sun_handoff_seconds": ("From a prompt's KV being there to a decode worker having the sequence, by task", HANDOFFS_S),
     "sun_request_prompt_tokens": ("Tokens of a prompt, by task", TOKENS),
     "sun_request_generation_tokens": ("Tokens of an answer, by task", TOKENS),
     "sun_handoff_bytes_total": ("KV shipped from prefill to decode, by task", ()),
@@ -29,7 +35,9 @@ METRICS: dict[str, tuple[str, tuple[float, ...]]] = {
     "sun_worker_up": ("1 while a decode worker answers, by worker", ()),
     "sun_worker_outstanding_tokens": ("Tokens that a worker's sequences may still generate, by worker", ()),
 }
-"""Name -> what it is, and a histogram's buckets. A `_total` is a counter, what has no buckets otherwise a gauge."""
+"""Name -> what it is, and a histogram's buckets. What has no buckets is a counter if its name ends as in `COUNTERS`, otherwise a gauge."""
+COUNTERS = ("_total", "_bucket", "_sum", "_count")
+"""The last three are parts of a histogram that is counted by the router itself; see `sun.router.gaps`."""
 
 
 class Meter(Protocol):
