@@ -21,12 +21,12 @@ class Kept:
 
     def add(self, name: str, value: float = 1.0, **labels: str) -> None:
         """See `Meter.add`."""
-        assert name in METRICS and (METRICS[name][1] or name.endswith(COUNTERS))
+        assert name in METRICS and (METRICS[name].buckets or name.endswith(COUNTERS)) and labels.keys() == set(METRICS[name].labels)
         self.noted.append((name, value, labels))
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """See `Meter.set`."""
-        assert name in METRICS and not METRICS[name][1] and not name.endswith(COUNTERS)
+        assert name in METRICS and not METRICS[name].buckets and not name.endswith(COUNTERS) and labels.keys() == set(METRICS[name].labels)
         self.gauges[name, *labels.values()] = value
 
     def values(self, name: str, **labels: str) -> list[float]:
