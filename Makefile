@@ -32,7 +32,7 @@ serve: setup
 test: setup $(CHECKS)
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 
-# What deploy/ and the GPU's kernels are checked with; nothing else needs it.
+# What deploy/, the dashboard and the GPU's kernels are checked with; nothing else needs it.
 $(CHECKS): $(STAMP) requirements-checks.txt
 	$(PIP) install --only-binary :all: --no-deps -r requirements-checks.txt
 	@touch $@

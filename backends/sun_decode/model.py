@@ -11,7 +11,7 @@ from sun.events import EventServer
 from sun.gently import go_gently
 from sun.key import check_key
 from sun.messages import Abort, Admit, Drain, GetStats, Reply, decode_request, encode
-from sun.router.meter import STEPS_S
+from sun.router.meter import WORKER_METRICS
 from sun.settings import Place
 from sun.slots import KV_TOKENS
 from sun.watchdog import HANG_S, Watchdog
@@ -19,12 +19,6 @@ from sun_triton.meter import TritonMeter
 
 GRACE_S = 25.0
 """For sequences to end once the model is to be unloaded; a server that is told to stop ends after 30 s (--exit-timeout-secs)."""
-METRICS = {
-    "sun_decode_step_seconds": ("A decode step's time, by worker: the time between two tokens of all its sequences", STEPS_S),
-    "sun_decode_batch_size": ("Sequences in a decode step, by worker", (1, 2, 4, 8, 16, 32, 64, 128)),
-    "sun_decode_batch_tasks": ("Different tasks in a decode step, by worker", (1, 2, 4, 8, 16, 32)),
-}
-"""See `sun.router.meter.METRICS`."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,7 +68,7 @@ class TritonPythonModel:
         device = place.device(settings.executor)
         own = place.folder("weights", settings.weights)
         loaded = load(settings.executor, place.base_dir, settings.scheme, own, settings.kv_tokens, settings.max_batch, settings.threads, device)
-        self.transports, self.meter = pullers(device), TritonMeter(METRICS)
+        self.transports, self.meter = pullers(device), TritonMeter(WORKER_METRICS)
         # glibc keeps the float32 copies that packing went through, 460 MB of them for a low-bit scheme.
         ctypes.CDLL(None).malloc_trim(0)
 

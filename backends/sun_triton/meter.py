@@ -6,18 +6,20 @@ import threading
 
 import triton_python_backend_utils as pb_utils
 
+from sun.router.meter import COUNTERS, Metric
+
 log = logging.getLogger("sun.router")
 
 
 class TritonMeter:
     """A `sun.router.meter.Meter`. A thread does the calls: each goes to tritonserver and back.
 
-    metrics: name -> description, and a histogram's buckets; see `sun.router.meter.METRICS`.
+    metrics: by name; see `sun.router.meter.METRICS`.
     """
 
-    def __init__(self, metrics: dict[str, tuple[str, tuple[float, ...]]]):
-        self._buckets = {name: list(buckets) for name, (_, buckets) in metrics.items()}
-        self._families = {name: pb_utils.MetricFamily(name=name, description=text, kind=kind(name, buckets)) for name, (text, buckets) in metrics.items()}
+    def __init__(self, metrics: dict[str, Metric]):
+        self._buckets = {name: list(metric.buckets) for name, metric in metrics.items()}
+        self._families = {name: pb_utils.MetricFamily(name=name, description=metric.text, kind=kind(name, metric.buckets)) for name, metric in metrics.items()}
         self._metrics: dict[tuple, object] = {}
         self._waiting: queue.SimpleQueue = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="meter", daemon=True)
@@ -54,4 +56,4 @@ class TritonMeter:
 
 def kind(name: str, buckets: tuple[float, ...]):
     """A metric's kind, by its name and buckets."""
-    return pb_utils.MetricFamily.HISTOGRAM if buckets else pb_utils.MetricFamily.COUNTER if name.endswith("_total") else pb_utils.MetricFamily.GAUGE
+    return pb_utils.MetricFamily.HISTOGRAM if buckets else pb_utils.MetricFamily.COUNTER if name.endswith(COUNTERS) else pb_utils.MetricFamily.GAUGE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -11,6 +12,8 @@ from sun_client.errors import SunError
 
 Metrics = dict[str, dict[tuple[tuple[str, str], ...], float]]
 """A sample's name ("..._total", "..._sum", "..._count") -> its labels, sorted -> its value."""
+PART = re.compile(r"(_bucket|_sum|_count)_total$")
+"""The parser ends every counter's name in "_total"; these are parts of a histogram that comes as counters (`sun.router.gaps`)."""
 
 
 def read(url: str, timeout: float = 10.0) -> Metrics:
@@ -22,11 +25,16 @@ def read(url: str, timeout: float = 10.0) -> Metrics:
         raise SunError(f"no metrics at {url}: {error}", "UNAVAILABLE") from error
     except (http.client.HTTPException, UnicodeDecodeError) as error:  # gRPC's port, say
         raise SunError(f"no metrics at {url}: what answers there is no HTTP server", "UNAVAILABLE") from error
+    return parse(text)
+
+
+def parse(text: str) -> Metrics:
+    """The metrics of ours in Prometheus' text format."""
     found: Metrics = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name.startswith("sun_"):
-                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+                found.setdefault(PART.sub(r"\1", sample.name), {})[tuple(sorted(sample.labels.items()))] = sample.value
     return found
 
 

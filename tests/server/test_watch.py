@@ -24,6 +24,8 @@ def test_requests_are_counted_and_timed_by_task_and_steps_by_worker(server, clie
 
     assert wait_until(lambda: grown("sun_request_success_total", task="math", finished_reason="length") == 2)
     assert wait_until(lambda: grown("sun_time_per_output_token_seconds_count", task="math") == 2)
+    assert wait_until(lambda: grown("sun_inter_token_latency_seconds_bucket", task="math", le="+Inf") == 22)
+    assert grown("sun_inter_token_latency_seconds_count", task="math") == 22 and 0 < grown("sun_handoff_seconds_sum", task="math")
     assert grown("sun_request_prompt_tokens_sum", task="math") == 2 * answer.num_input_tokens
     assert grown("sun_request_generation_tokens_sum", task="math") == 24
     assert 0 < grown("sun_time_to_first_token_seconds_sum", task="math") < grown("sun_e2e_request_latency_seconds_sum", task="math")

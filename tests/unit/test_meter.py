@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from sun.router.errors import RequestError
-from sun.router.meter import METRICS
+from sun.router.gaps import BOUNDS, Gaps
+from sun.router.meter import COUNTERS, METRICS
 from sun.router.router import Limits
 
 from .harness import TEXT, Answer, eventually
@@ -20,12 +21,12 @@ class Kept:
 
     def add(self, name: str, value: float = 1.0, **labels: str) -> None:
         """See `Meter.add`."""
-        assert name in METRICS and (METRICS[name][1] or name.endswith("_total"))
+        assert name in METRICS and (METRICS[name].buckets or name.endswith(COUNTERS)) and labels.keys() == set(METRICS[name].labels)
         self.noted.append((name, value, labels))
 
     def set(self, name: str, value: float, **labels: str) -> None:
         """See `Meter.set`."""
-        assert name in METRICS and not METRICS[name][1] and not name.endswith("_total")
+        assert name in METRICS and not METRICS[name].buckets and not name.endswith(COUNTERS) and labels.keys() == set(METRICS[name].labels)
         self.gauges[name, *labels.values()] = value
 
     def values(self, name: str, **labels: str) -> list[float]:
@@ -38,14 +39,35 @@ def test_a_requests_figures_are_noted_once_and_fit_together(serve):
     service = serve(meter=meter)
     piece = service.ask(TEXT, "lora", max_tokens=9, ignore_eos=True).whole
     eventually(lambda: meter.values("sun_e2e_request_latency_seconds", task="lora"))
-    (queued,), (prefill,), (first,), (each,), (whole,) = (meter.values(f"sun_{name}_seconds", task="lora") for name in (
-        "request_queue_time", "request_prefill_time", "time_to_first_token", "time_per_output_token", "e2e_request_latency"))
-    assert 0 < queued and queued + prefill <= first and abs(first + 8 * each - whole) < 0.5
+    (queued,), (prefill,), (handoff,), (first,), (each,), (whole,) = (meter.values(f"sun_{name}_seconds", task="lora") for name in (
+        "request_queue_time", "request_prefill_time", "handoff", "time_to_first_token", "time_per_output_token", "e2e_request_latency"))
+    assert 0 < queued and 0 < handoff and queued + prefill + handoff <= first + 1e-9 and abs(first + 8 * each - whole) < 0.5
     assert meter.values("sun_request_prompt_tokens", task="lora") == [piece.num_input_tokens]
     assert meter.values("sun_request_generation_tokens", task="lora") == [9]
     assert meter.values("sun_request_success_total", task="lora", finished_reason="length") == [1]
     geometry = service.fleet.prefills["lora"].model.geometry
     assert meter.values("sun_handoff_bytes_total", task="lora") == [geometry.kv_bytes(piece.num_input_tokens - 1, 4)]
+
+
+def test_the_times_between_a_requests_tokens_are_told_within_a_second_and_add_up(serve):
+    meter = Kept()
+    assert serve(meter=meter).ask(TEXT, "lora", max_tokens=9, ignore_eos=True).whole
+    gaps = "sun_inter_token_latency_seconds"
+    eventually(lambda: sum(meter.values(f"{gaps}_bucket", task="lora", le="+Inf")) == sum(meter.values(f"{gaps}_count", task="lora")) == 8)
+    (mean,) = meter.values("sun_time_per_output_token_seconds", task="lora")
+    assert abs(sum(meter.values(f"{gaps}_sum", task="lora")) - 8 * mean) < 1e-6
+
+
+def test_a_pause_is_in_its_bucket_and_all_wider_ones_and_is_told_once():
+    meter = Kept()
+    gaps = Gaps(meter)
+    for seconds in (0.02, 0.025, 0.9, 100.0):
+        gaps.note("lora", seconds)
+    for _ in range(2):
+        gaps.tell()
+    counts = {bound: meter.values("sun_inter_token_latency_seconds_bucket", task="lora", le=bound) for bound in BOUNDS}
+    assert counts == {bound: [0 if float(bound) < 0.025 else 2 if float(bound) < 1 else 3 if bound != "+Inf" else 4] for bound in BOUNDS}
+    assert [name for name, _, _ in meter.noted].count("sun_inter_token_latency_seconds_sum") == 1
 
 
 def test_refused_failed_and_cancelled_requests_are_told_apart(serve):

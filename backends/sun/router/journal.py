@@ -67,7 +67,8 @@ def line(record: Record, prompts: bool = False) -> dict[str, Any]:
     """A record as a JSON object. What did not happen is left out; times are in milliseconds."""
     error = record.error and FIELD.match(str(record.error))
     ended_ns = record.arrived_ns + int(record.total_s * 1e9)
-    times = {"queue_ms": record.queue_s, "prefill_ms": record.prefill_s, "ttft_ms": record.ttft_s, "tpot_ms": record.tpot_s, "total_ms": record.total_s}
+    times = {"queue_ms": record.queue_s, "prefill_ms": record.prefill_s, "handoff_ms": record.handoff_s, "ttft_ms": record.ttft_s, "tpot_ms": record.tpot_s,
+             "total_ms": record.total_s}
     facts = {
         "time": datetime.fromtimestamp(ended_ns / 1e9, UTC).isoformat(timespec="milliseconds"),
         "request_id": record.request_id or record.id, "sun_id": record.id, "task": record.task or record.asked, "key": record.key,

@@ -13,11 +13,13 @@ class Record:
     """One request's facts. Moments are seconds of the monotonic clock, None for what has not happened; `arrived_ns` is that of Unix time.
 
     id: ours; request_id: what the client calls it, "" if it does not. asked: the task that it named; task: the same, once it is known
-    to be one. handed_over: it came with the KV of its prompt. ended(record) is called once, when all of it is known.
+    to be one. handed_over: it came with the KV of its prompt. ended(record) is called once, when all of it is known; gap(task, seconds)
+    with the time between two tokens.
     """
 
-    def __init__(self, id: str, meter: Meter = NoMeter(), ended: Callable[[Record], None] = lambda record: None):
-        self.id, self._meter = id, meter
+    def __init__(self, id: str, meter: Meter = NoMeter(), ended: Callable[[Record], None] = lambda record: None,
+                 gap: Callable[[str, float], None] = lambda task, seconds: None):
+        self.id, self._meter, self._gap = id, meter, gap
         self._told: Callable[[Record], None] | None = ended
         self.request_id = self.asked = self.task = self.key = self.outcome = ""
         self.messages: list[dict] = []
@@ -43,6 +45,16 @@ class Record:
     def prefill_s(self) -> float | None:
         """The prefill's time, its own queue included."""
         return self._span(self.began, self.prefilled)
+
+    @property
+    def shipped(self) -> float | None:
+        """The moment from which its KV was there for a worker to take."""
+        return self.began if self.handed_over else self.prefilled
+
+    @property
+    def handoff_s(self) -> float | None:
+        """From its KV being there to a worker having it; a later move to another worker is not in it."""
+        return self._span(self.shipped, self.placed)
 
     @property
     def ttft_s(self) -> float | None:
@@ -82,18 +94,21 @@ class Record:
         self._meter.add("sun_handoff_bytes_total", kv_bytes, task=self.task)
 
     def place(self, worker: str) -> None:
-        """A worker has it."""
+        """A worker has it; its first token may have been here before the worker's word of that."""
         self.workers.append(worker)
         if self.placed is None:
-            self.placed = time.monotonic()
+            self.placed = time.monotonic() if self.first is None else self.first
+            self._meter.add("sun_handoff_seconds", self.handoff_s, task=self.task)
 
     def token(self) -> None:
         """Another token."""
-        self.last = time.monotonic()
+        before, self.last = self.last, time.monotonic()
         self.tokens += 1
-        if self.tokens == 1:
+        if before is None:
             self.first = self.last
             self._meter.add("sun_time_to_first_token_seconds", self.ttft_s, task=self.task)
+        else:
+            self._gap(self.task, self.last - before)
 
     def finish(self, reason: str) -> None:
         """It ended well."""

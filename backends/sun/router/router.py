@@ -20,6 +20,7 @@ from sun.router.active import Active, Client
 from sun.router.admission import Admission
 from sun.router.errors import Absent, Busy, Gone, RequestError
 from sun.router.fleet import Fleet
+from sun.router.gaps import Gaps
 from sun.router.gauges import set_gauges
 from sun.router.keys import Keys
 from sun.router.limits import Limits
@@ -39,7 +40,7 @@ POLL_S = 0.2
 READERS, MOVERS = 4, 4
 """Threads that read requests, and that find new workers for sequences beside those that begin."""
 GAUGE_POLLS = 5
-"""Gauges are set, and lost prefill modules looked for, at every so many polls: once a second."""
+"""Gauges are set, times between tokens told, and lost prefill modules looked for, at every so many polls: once a second."""
 MOST_PREFILLS = 2
 """A prompt that so many prefill processes did not survive is not given to another: it may be what kills them."""
 CLOSE_S = 5.0
@@ -56,7 +57,7 @@ class Router:
                  transports: list[Transport], limits: Limits = Limits(), meter: Meter = NoMeter(), keys: Keys | None = None,
                  told: Callable[[Record], None] = lambda record: None):
         self.fleet, self.tasks, self.prompts, self.limits, self.meter = fleet, tasks, prompts, limits, meter
-        self.keys, self.pace, self._told = keys, Pace(), told
+        self.keys, self.pace, self.gaps, self._told = keys, Pace(), Gaps(meter), told
         self.name = secrets.token_hex(8)
         self.transports = {transport.name: transport for transport in transports}
         self.pool = Pool(fleet, workers, policy, self._lost, self._found)
@@ -92,7 +93,7 @@ class Router:
         self._fail(self._known(GenerateRequest([], {}, id=id, handover=handover), client), error)
 
     def _known(self, request: GenerateRequest, client: Client) -> Active:
-        record = Record(secrets.token_hex(8), self.meter, lambda record: self._ended(active))
+        record = Record(secrets.token_hex(8), self.meter, lambda record: self._ended(active), self.gaps.note)
         record.request_id, record.trace, record.messages = request.id, request.trace, request.messages
         record.asked, record.handed_over = (request.task or "")[:64], request.handover is not None
         active = Active(request, client, min(request.deadline_s or self.limits.deadline_s, self.limits.deadline_s), record)
@@ -347,6 +348,7 @@ class Router:
                 return
             if count % GAUGE_POLLS == 0:
                 set_gauges(self.meter, self.tasks.names(), list(self._active.values()), self.pool)
+                self.gaps.tell()
                 self._look_for_modules()
             for active in list(self._active.values()):
                 try:

@@ -87,16 +87,13 @@ def stages(record: Record) -> list[tuple[str, float, float | None]]:
     found: list[tuple[str, float, float | None]] = [("queue", record.arrived, record.began)]
     if record.began is None:
         return found
-    shipped = record.began if record.handed_over else record.prefilled
     if not record.handed_over:
         found.append(("prefill", record.began, record.prefilled))
-    if shipped is None:
+    if record.shipped is None:
         return found
-    # The first token may be here before the worker's word that it has the sequence.
-    arrived = record.placed if record.first is None or record.placed is None else min(record.placed, record.first)
-    found.append(("handoff", shipped, arrived))
-    if arrived is not None:
-        found.append(("decode", arrived, None))
+    found.append(("handoff", record.shipped, record.placed))
+    if record.placed is not None:
+        found.append(("decode", record.placed, None))
     return found
 
 
