@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
 INSTANCE = 8
 """Where a stub's command line has the name of its model's instance (Triton 24.10)."""
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+"""The kernel tells a process's start in these, rounded down."""
 
 
 class Stubs:
@@ -63,13 +66,47 @@ class Stubs:
         return seen is not None and seen.parent == self._server and seen.lives
 
 
+class Holders:
+    """Those of a model's processes that may hold a call, from the call's begin on. pids: who they are, none if the model is not loaded.
+
+    Which of them has it, Triton does not say: while it updates a model, calls go to the new process though the old one still ends its own.
+    """
+
+    def __init__(self, stubs: Stubs, model: str):
+        self._stubs, self._model = stubs, model
+        self._seen = _now()
+        self.pids = stubs.pids(model)
+        self._killed: frozenset[int] = frozenset()
+
+    def lost(self, answered: bool = False) -> bool:
+        """Whether a process died that may have had the call. answered: whether Triton has ended the call, else look again at times.
+
+        Triton ends a process only after the process's calls, so at an update's end the call is with the new one, which loaded, and thus
+        lived, beside the old one. One that came up after the death, as by a heal, never had the call. Nor does it help that another lives
+        where one was killed: the call may have been with the dead.
+        """
+        if self._stubs.alive(self.pids):
+            self._seen, self._killed = _now(), frozenset()
+            return False
+        living = self._stubs.models().get(self._model, frozenset())
+        beside = frozenset(pid for pid in living if (found := stat(pid)) and found.started + TICK_S <= self._seen)
+        before, self._killed = self._killed, self._stubs.killed(self.pids)
+        # Twice in a row: one that the server has ended itself is also seen so, for a moment.
+        if not beside or self._killed & (self._killed if answered else before):
+            return True
+        if not self._killed:
+            self.pids = beside
+        return False
+
+
 class Stat(NamedTuple):
-    """A process's state (a letter as in ps), parent, process group and session."""
+    """A process's state (a letter as in ps), parent, process group and session, and when it started, in seconds since the machine's boot."""
 
     state: str
     parent: int
     group: int
     session: int
+    started: float
 
     @property
     def lives(self) -> bool:
@@ -81,10 +118,14 @@ def stat(pid: int) -> Stat | None:
     """What the kernel says of a process, None if there is none of this pid."""
     try:
         # The name in parentheses may hold spaces; the fields behind it may not.
-        state, *numbers = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[:4]
+        state, *numbers = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return Stat(state, *map(int, numbers))
+    return Stat(state, *map(int, numbers[:3]), int(numbers[18]) * TICK_S)
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _model(pid: int) -> str | None:

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from sun import door
 from sun.handoff.transport import NO_ROOM
 from sun.router.errors import Absent, Gone, RequestError
-from sun.stubs import Stubs
+from sun.stubs import Holders, Stubs
 
 KEPT_S = 10.0
 """How long an answered call's response iterator is kept."""
@@ -49,18 +49,18 @@ class Calls:
         Raises RequestError for an error response; Absent if the model is not loaded; Gone if it loses its process meanwhile, or does not
         answer in time, or so late that Triton has given it up.
         """
-        pids = self._stubs.pids(model)
-        if not pids:
+        holders = Holders(self._stubs, model)
+        if not holders.pids:
             raise Absent(f"{model}: has no process")
         answers: queue.SimpleQueue = queue.SimpleQueue()
         threading.Thread(target=self._run, args=(model, tensor, output, decoupled, answers), name=f"call-{model}", daemon=True).start()
         answered = False
         while True:
-            kind, value = self._next(answers, model, pids, timeout)
-            if kind == "error" and not self._stubs.alive(pids):
+            kind, value = self._next(answers, model, holders, timeout)
+            if kind == "error" and holders.lost(answered=True):
                 raise Gone(f"{model}: its process died ({value})")
             if kind == "error" and any(words in str(value) for words in GIVEN_UP):
-                self._stubs.kill(model, pids)
+                self._stubs.kill(model, holders.pids)
                 raise Gone(f"{model}: its process does not run, and is killed ({value})")
             if kind == "error":
                 raise value
@@ -71,14 +71,14 @@ class Calls:
             answered = True
             yield value
 
-    def _next(self, answers: queue.SimpleQueue, model: str, pids: frozenset[int], timeout: float | None) -> tuple[str, object]:
+    def _next(self, answers: queue.SimpleQueue, model: str, holders: Holders, timeout: float | None) -> tuple[str, object]:
         waited = 0.0
         while True:
             try:
                 return answers.get(timeout=LOOK_S)
             except queue.Empty:
                 waited += LOOK_S
-            if not self._stubs.alive(pids):
+            if holders.lost():
                 raise Gone(f"{model}: its process died")
             if timeout is not None and waited >= timeout:
                 raise Gone(f"{model}: no answer for {timeout:g} s")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,11 +20,14 @@ from sun.router.policy import LeastTokens
 from sun.router.record import Record
 from sun.router.router import Limits, Router
 from sun.router.tasks import TaskRegistry
+from sun.stubs import TICK_S
 from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.base import build_base
 
 from . import tiny
 from .harness import Bench, Service
+
+WAIT = "import time\ntime.sleep(600)\n"
 
 
 @pytest.fixture
@@ -121,3 +127,24 @@ def serve(base_dir, repository, prompts, monkeypatch) -> Iterator[Callable[..., 
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture
+def start_stub(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """A function: starts a process that looks like a model's stub, a child of this one."""
+    started = []
+
+    def start(model: str, name: str = "model.py", instance: str = "_0_0") -> subprocess.Popen:
+        file = tmp_path / "a repository" / model / "1" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(WAIT)
+        started.append(subprocess.Popen([sys.executable, str(file), "region", "1", "1", "1", "backends", "1", model + instance]))
+        while not Path(f"/proc/{started[-1].pid}/cmdline").read_bytes().endswith(f"{model}{instance}\0".encode()):
+            time.sleep(0.01)
+        time.sleep(2 * TICK_S)  # until it has surely started before now
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()

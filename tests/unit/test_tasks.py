@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 
@@ -48,6 +49,18 @@ def test_a_task_that_is_replaced_is_read_again(registry, base_dir):
     shutil.rmtree(registry.repository / "prefill_a")
     tiny.task(registry.repository, base_dir, "a", sampling={"top_k": 9})
     assert registry.get("a").sampling == {"top_k": 9}
+
+
+def test_a_task_whose_folder_is_being_replaced_is_there_all_the_while(registry, base_dir):
+    tiny.task(registry.repository.parent / "new", base_dir, "a", sampling={"top_k": 9})
+    old, new = registry.repository / "prefill_a", registry.repository.parent / "new" / "prefill_a"
+    assert registry.get("a").sampling == {}
+    old.rename(registry.repository.parent / "old")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(registry.get, "a")
+        assert not wait((asked,), 0.05).done
+        new.rename(old)
+        assert asked.result().sampling == {"top_k": 9}
 
 
 def test_no_task_at_all_is_an_invalid_argument(registry):

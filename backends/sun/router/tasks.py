@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from sun.model.manifest import TASK_FILE, TaskManifest
 from sun.router.errors import RequestError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+SWAP_S = 0.5
+"""A task is gone when its folder has been for so long: `sun task add` replaces it by moving one away and another in."""
+LOOK_S = 0.01
 
 
 class TaskRegistry:
@@ -26,16 +30,23 @@ class TaskRegistry:
         """A task's manifest. Raises RequestError (INVALID_ARG or NOT_FOUND) that names the tasks there are."""
         if name is None:
             raise RequestError("INVALID_ARG", f"task: is missing; the tasks here are {', '.join(self.names())}")
-        try:
-            return self._load(name)
-        except FileNotFoundError:  # perhaps since a moment ago
-            raise RequestError("NOT_FOUND", f"task: {name[:64]!r} is not known; the tasks here are {', '.join(self.names())}") from None
+        end = time.monotonic() + SWAP_S
+        while True:
+            try:
+                return self._load(name)
+            except FileNotFoundError:
+                if name not in self._cache or time.monotonic() > end:
+                    break
+            time.sleep(LOOK_S)
+        self._cache.pop(name, None)
+        raise RequestError("NOT_FOUND", f"task: {name[:64]!r} is not known; the tasks here are {', '.join(self.names())}")
 
     def _load(self, name: str) -> TaskManifest:
         if NAME.fullmatch(name) is None:
             raise FileNotFoundError(name)
         path = self.repository / f"prefill_{name}" / "1" / TASK_FILE
         stamp = path.stat().st_mtime_ns
-        if self._cache.get(name, (0,))[0] != stamp:
-            self._cache[name] = (stamp, TaskManifest.load(path.parent))
-        return self._cache[name][1]
+        known = self._cache.get(name)
+        if known is None or known[0] != stamp:
+            known = self._cache[name] = (stamp, TaskManifest.load(path.parent))
+        return known[1]
