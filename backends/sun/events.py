@@ -33,13 +33,15 @@ class EventServer:
         self._outbox = outbox
         self._closed = threading.Event()
         self._listener = Listener(_address(os.getpid()), "AF_UNIX", BACKLOG)
-        threading.Thread(target=self._accept, name="events", daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, name="events", daemon=True)
+        self._accepting.start()
 
     def close(self) -> None:
         """Let nobody in any more, and break off the connections that there are before their next message."""
         self._closed.set()
         with contextlib.suppress(OSError):
-            Client(_address(os.getpid()), "AF_UNIX").close()  # for `accept` to return
+            Client(_address(os.getpid()), "AF_UNIX").close()  # for `accept` to return: the address is in use as long as it waits
+            self._accepting.join()
         self._listener.close()
 
     def _accept(self) -> None:
