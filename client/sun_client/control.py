@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sun_client import shm
 from sun_client.direct import urlopen
 from sun_client.errors import TRACEBACK, ServerError
 
@@ -60,6 +61,7 @@ class Control:
     def load(self, *models: str) -> None:
         """Load models, or load them anew if their files changed; the old ones serve until the new ones can. Raises ServerError."""
         self._call("load_model", models)
+        shm.keep_private(shm.session_files(self.pid))
 
     def unload(self, *models: str) -> None:
         """Unload models; what they have begun they finish. Raises ServerError."""

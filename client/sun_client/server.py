@@ -202,8 +202,10 @@ class Server:
             _sweep_tickets(self._shm)
 
     def remember(self) -> None:
-        """Note which files of shared memory its processes have, so that `stop` can sweep those of the ones that die."""
-        self._files |= shm.session_files(self.pid)
+        """Note which files of shared memory its processes have, so that `stop` can sweep those of the ones that die, and keep others from reading them."""
+        files = shm.session_files(self.pid)
+        shm.keep_private(files)
+        self._files |= files
 
     def leftovers(self) -> list[str]:
         """What is left of a stopped server, each as a phrase: living processes and shared memory. Empty is how it should be."""
@@ -214,8 +216,9 @@ class Server:
         started = time.monotonic()
         while True:
             self.poll()
-            self.remember()
-            if ready(self.http_host, self.ports.http):
+            done = ready(self.http_host, self.ports.http)
+            self.remember()  # after that, so that no model that is ready has been missed
+            if done:
                 return
             waiting(time.monotonic() - started)
             time.sleep(POLL_S)

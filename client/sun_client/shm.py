@@ -1,7 +1,8 @@
-"""What a server leaves in /dev/shm when it is killed, found without touching anyone else's."""
+"""A server's files in /dev/shm: for its own user alone while it runs, and swept when it is killed, without touching anyone else's."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -31,6 +32,22 @@ def mapped(pid: int) -> set[str]:
 def session_files(session: int) -> set[str]:
     """Files of /dev/shm that a session's processes have mapped now."""
     return set().union(*map(mapped, processes(session)))
+
+
+def keep_private(files: set[str]) -> None:
+    """Let nobody but this user read the backend's regions among ``files`` that are this user's.
+
+    Requests pass through them, and Triton makes them readable for all, whatever the umask (24.10). Who has one open keeps it.
+    """
+    for name in files:
+        if REGION.fullmatch(name):
+            with contextlib.suppress(OSError):  # gone meanwhile, another user's, or a link
+                fd = os.open(SHM / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    if os.fstat(fd).st_uid == os.getuid():
+                        os.fchmod(fd, 0o600)
+                finally:
+                    os.close(fd)
 
 
 def remaining(files: set[str]) -> set[str]:

@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from sun_client.control import HEADER, Control
 from sun_client.errors import SunError
+from sun_client.shm import REGION, SHM, session_files
 from tests.server.conftest import GREEDY, REPO, sun
 
 PROMPT = "find big files"
@@ -77,3 +78,12 @@ def test_the_key_is_its_users_alone(server, root):
     (control,) = [control for control in Control.running(root) if control.pid == server.pid]
     (path,) = [path for path in (root / ".run").glob("control*.json") if str(control.http_port) in path.name]
     assert path.stat().st_mode & 0o777 == 0o600 and control == server.control
+
+
+def test_tritons_regions_are_their_users_alone_also_those_of_a_task_that_came_later(server, client, root):
+    before = session_files(server.pid)
+    sun(*words(root, TASKS / "bash"))
+    assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids
+    regions = {name for name in session_files(server.pid) if REGION.fullmatch(name)}
+    assert regions - before and {(SHM / name).stat().st_mode & 0o777 for name in regions} == {0o600}
+    sun("task", "remove", "guest", "--root", str(root))
