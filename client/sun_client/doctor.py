@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -97,15 +96,15 @@ class Doctor:
 
     def shared_memory(self) -> Iterator[Finding]:
         """Room in /dev/shm for the KV on its way and for Triton's own regions."""
-        from sun.handoff.shm import default_root
+        from sun.handoff.shm import default_root, room
 
         geometry, folder = self.root.manifest().geometry, default_root()
         place = next(path for path in (folder, *folder.parents) if path.exists())
-        free, token = shutil.disk_usage(place).free, geometry.kv_bytes(1, 4)
+        (free, _), token = room(place), geometry.kv_bytes(1, 4)
         tokens = free // token
         need = 16 * 1024  # sixteen prompts of a thousand tokens on their way at once
         advice = f"prompts on their way need {token / 1024:.0f} KiB a token: mount /dev/shm larger (docker --shm-size), or set SUN_SHM"
-        yield Finding("shared memory", "ok" if tokens >= need else "warning", f"{free / GIB:.1f} GiB free at {place}, {tokens} tokens of KV",
+        yield Finding("shared memory", "ok" if tokens >= need else "warning", f"{free / GIB:.1f} GiB free for KV at {place}, {tokens} tokens of KV",
                       "" if tokens >= need else advice)
 
     def memory(self) -> Iterator[Finding]:

@@ -5,9 +5,8 @@ Where this user may mount, the KV has 64 MB, as Docker gives /dev/shm, and the d
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,7 @@ from sun_client.root import Root
 from sun_client.server import Server
 from sun_perf.soak import Soak
 from tests.server.conftest import GREEDY, free_ports
-
-
-@contextmanager
-def disk(folder: Path, size: str) -> Iterator[bool]:
-    """A disk of this size at an empty folder; False, and no disk, if this user may not mount one."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode == 0
-    try:
-        yield mounted
-    finally:
-        if mounted:
-            subprocess.run(["umount", "--lazy", folder], check=True)
+from tests.unit.harness import disk
 
 
 def fill(path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,17 @@ OPEN_ENDED = {"ignore_eos": True, "max_tokens": 400}
 def files(shm: Shm) -> int:
     """Published KV that nobody has released."""
     return len(published(shm.root))
+
+
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[bool]:
+    """A disk of this size at an empty folder; False, and no disk, if this user may not mount one."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def within(call: Callable[[], Any]) -> Any:

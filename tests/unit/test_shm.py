@@ -8,6 +8,7 @@ import os
 import stat
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from sun.handoff import shm as shm_module
 from sun.handoff.shm import Shm, default_root, published
 from sun.handoff.ticket import Ticket, TicketError, describe, parse
 
-from .harness import eventually
+from .harness import disk, eventually
 from .test_ticket import BASE, KV, TASK, TICKET, TOKENS
 
 
@@ -191,6 +192,28 @@ def test_without_room_the_reservation_fails_and_leaves_nothing(owner, monkeypatc
         owner.reserve(1000)
     assert error.value.errno == errno.ENOSPC
     assert [entry.name for entry in owner.owner.iterdir()] == [".lock"]
+
+
+def test_kv_leaves_triton_room_on_the_file_system(tmp_path):
+    with disk(tmp_path, "8m") as mounted:
+        if not mounted:
+            pytest.skip("needs the right to mount a small disk")
+        owner = Shm(tmp_path / "kv", publisher=True)
+        owner.reserve(6 << 20)
+        with pytest.raises(OSError, match=r"No space left on device: 2097152 bytes are more than the \d+ that are free, beside 1048576 kept") as error:
+            owner.reserve(2 << 20)
+        assert error.value.errno == errno.ENOSPC and len(published(owner.root)) == 1
+        owner.reserve(1 << 19)
+        owner.close()
+
+
+@pytest.mark.parametrize("blocks, free, fits", [(2048, 512, False), (2048, 768, True), (1 << 20, 4096 + 511, False), (1 << 20, 4096 + 512, True), (0, 0, True)])
+def test_what_is_kept_for_triton_is_an_eighth_or_16_mib_and_nothing_where_there_is_no_limit(owner, monkeypatch, blocks, free, fits):
+    monkeypatch.setattr(shm_module.os, "statvfs", lambda place: SimpleNamespace(f_blocks=blocks, f_bavail=free, f_frsize=4096))
+    if fits:
+        return owner.reserve(2 << 20).drop()
+    with pytest.raises(OSError, match="No space left on device"):
+        owner.reserve(2 << 20)
 
 
 def test_reserved_room_is_taken_at_once(owner):

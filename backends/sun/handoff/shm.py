@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -37,6 +38,8 @@ SERVER = "SUN_SHM_SERVER"
 """The environment variable with the 64 random bits (hex) that name a server: at its end it deletes what its own owners have left, leased or not."""
 LOCK = ".lock"
 LEASE_S = 60.0
+RESERVE = 16 << 20
+"""Bytes of /dev/shm, or an eighth of a smaller one, that KV leaves free: Triton's regions grow there, and its calls fail where they cannot."""
 TRIES = 50
 """At opening the root, which the last owner that closes removes at any time."""
 log = logging.getLogger("sun.handoff")
@@ -50,6 +53,15 @@ def default_root() -> Path:
 def published(root: Path | None = None) -> list[Path]:
     """The KV that lies there, of all owners; released KV does not."""
     return [path for path in (root or default_root()).glob("*/*") if path.name != LOCK]
+
+
+def room(place: Path | int) -> tuple[int, int]:
+    """Bytes that KV may still take where ``place`` (a path or an open file) lies, and bytes that are kept from it."""
+    found = os.statvfs(place)
+    if not found.f_blocks:  # a tmpfs without a limit tells no size
+        return sys.maxsize, 0
+    kept = min(RESERVE, found.f_blocks * found.f_frsize // 8)
+    return max(0, found.f_bavail * found.f_frsize - kept), kept
 
 
 class ShmPublication:
@@ -67,6 +79,9 @@ class ShmPublication:
             raise
         try:
             if nbytes:
+                there, kept = room(fd)
+                if nbytes > there:
+                    raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {nbytes} bytes are more than the {there} that are free, beside {kept} kept for Triton's calls")
                 # Take the pages now: past /dev/shm's size a later write would kill the process with SIGBUS.
                 os.posix_fallocate(fd, 0, nbytes)
             self.buffer = memoryview(mmap.mmap(fd, nbytes)) if nbytes else memoryview(bytearray())
