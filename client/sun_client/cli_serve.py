@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sun_client.cli_options import GrpcPortOption, HttpPortOption, MetricsPortOption, RootOption, check_tls
+
+if TYPE_CHECKING:
+    from sun_client.root import Root
 
 WAYS_IN = """\
 {tasks}
@@ -32,7 +37,6 @@ def serve(
     """Serve all tasks of the repository until Ctrl-C or SIGTERM. What dies meanwhile is started anew."""
     from sun.router.tasks import TaskRegistry
     from sun_client import show
-    from sun_client.doctor import Doctor
     from sun_client.gateway.child import GatewayProcess
     from sun_client.root import Root
     from sun_client.server import Ports, Server, Tls, interruptible
@@ -48,12 +52,11 @@ def serve(
         gateway.check()
     with interruptible():
         try:
+            _warn(_scarce(place))  # before the start, which may fail for that
             show.start(server)
             if gateway:
                 gateway.start()
-            scarce = [f"{finding.check}: {finding.seen}; {finding.advice}" for finding in Doctor(place).shared_memory() if finding.state != "ok"]
-            for line in (*scarce, *server.warnings()):
-                print(f"Warning: {line}", file=sys.stderr, flush=True)
+            _warn(server.warnings())
             task = names[0] if names else "TASK"
             ask = f"sun ask --task {task} \"...\"" + ("" if grpc_port == 8001 and not tls_cert else f" --url {url}")
             print(WAYS_IN.format(
@@ -77,6 +80,21 @@ def serve(
                 if gateway:
                     gateway.end()
     print("Stopped.")
+
+
+def _scarce(root: Root) -> Iterator[str]:
+    """What there is too little of in shared memory; nothing where that cannot be told, as without a base, which the start says."""
+    from sun_client.doctor import Doctor
+
+    with suppress(OSError, ValueError):
+        for finding in Doctor(root).shared_memory():
+            if finding.state != "ok":
+                yield f"{finding.check}: {finding.seen}; {finding.advice}"
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"Warning: {line}", file=sys.stderr, flush=True)
 
 
 def _say(line: str) -> None:
