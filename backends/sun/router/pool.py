@@ -15,8 +15,8 @@ from sun.router.policy import Policy
 log = logging.getLogger("sun.router")
 NO_LIMIT = 2**62
 """Room of a worker that has not said yet how much it has."""
-BEAT_S = 0.5
-"""Seconds between heartbeats. With what a fleet takes for one (2 s in Triton), a dead or hanging worker is known within 2.5 s."""
+BEAT_S = 0.4
+"""Seconds between heartbeats. With what a fleet takes for one (1.5 s in Triton), a dead or hanging worker is known within 2 s."""
 
 
 class Pool:
