@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -64,6 +66,13 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
     `task.json` in it (tuning writes one) must fit the base, and its sampling defaults and metric are taken over.
     Raises ValueError naming what of name or weights does not fit.
     """
+    with placed_task(repository, base_dir, name, weights) as manifest:
+        return manifest
+
+
+@contextmanager
+def placed_task(repository: Path, base_dir: Path, name: str, weights: Path | None = None) -> Iterator[TaskManifest]:
+    """Inside, the task is there as `add_task` adds it; if the block raises, what was there before is back."""
     check_name(repository, name)
     base, kind = BaseManifest.load(base_dir), weights_kind(weights)
     source = weights or base_dir
@@ -80,12 +89,28 @@ def add_task(repository: Path, base_dir: Path, name: str, weights: Path | None =
         if kind == "full" and (source / INDEX_FILE).is_file():
             shutil.copyfile(source / INDEX_FILE, prefill / "1" / INDEX_FILE)
         write_manifest(prefill / "1", manifest)
-        load_prefill(base_dir, prefill / "1")  # what the server will do: anything that does not fit is refused here
-        for folder in (prefill, ensemble):
-            if (target := repository / folder.name).exists():
-                target.rename(Path(scratch) / f"old_{folder.name}")
+        load_prefill(base_dir, prefill / "1")  # what the server will do: weights that do not fit are refused here
+        with _moved_in(repository, prefill, ensemble):
+            yield manifest
+
+
+@contextmanager
+def _moved_in(repository: Path, *folders: Path) -> Iterator[None]:
+    """Inside, the folders are in the repository, and those that they replace beside where they were; if the block raises, all are where they were."""
+    places = [(folder, repository / folder.name, folder.with_name(f"old_{folder.name}")) for folder in folders]
+    try:
+        for folder, target, old in places:
+            if target.exists():
+                target.rename(old)
             folder.rename(target)
-    return manifest
+        yield
+    except BaseException:
+        for folder, target, old in places:
+            if not folder.exists():
+                target.rename(folder)
+            if old.exists():
+                old.rename(target)
+        raise
 
 
 def prefill_config(repository: Path, name: str) -> str:

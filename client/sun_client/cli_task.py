@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -22,19 +23,44 @@ def add(
     """Put a task into the model repository, or replace it, and have a running server serve it.
 
     A task.json beside the weights (`sun tune` writes one) must fit the base. Requests of a replaced task that have begun end with the old weights.
+    What a running server cannot load is taken back: the task is then as it was before.
     """
+    from sun.router.tasks import TaskRegistry
     from sun_client import show
+    from sun_client.errors import ServerError
     from sun_client.root import Root
 
     place = Root.find(root)
     if weights is not None and not weights.is_dir():
         raise ValueError(f"--weights: {weights} is not a folder")
-    with show.working(f"adding task {name}"):
-        from sun_build.tasks import add_task
+    update, models = name in TaskRegistry(place.models).names(), (f"prefill_{name}", name)
+    try:
+        with ExitStack() as placed:
+            with show.working(f"adding task {name}"):
+                from sun_build.tasks import placed_task
 
-        manifest = add_task(place.models, place.base, name, weights)
+                manifest = placed.enter_context(placed_task(place.models, place.base, name, weights))
+            show.load(place.path, name, *models)
+    except ServerError as error:
+        _serve_as_before(place.path, update, *models)
+        raise ServerError(f"{error}; {name} {'is as it was before, files and answers' if update else 'was not added'}") from error
+    except KeyboardInterrupt:
+        _serve_as_before(place.path, update, *models)
+        raise
     print(f"{name}: added with {manifest.weights} weights {manifest.weights_digest[:19]}.")
-    show.load(place.path, name, f"prefill_{name}", name)
+
+
+def _serve_as_before(root: Path, update: bool, *models: str) -> None:
+    """Have the servers that run now take a task's models as they are on disk again, or forget them: some may have taken what was there meanwhile."""
+    from sun_client import show
+    from sun_client.control import Control
+    from sun_client.errors import ServerError
+
+    with show.working("putting back what was there"):
+        for control in Control.running(root):
+            for model in models if update else reversed(models):
+                with suppress(ServerError):  # one that refuses still has what it had
+                    (control.load if update else control.unload)(model)
 
 
 @app.command("remove")

@@ -13,6 +13,7 @@ import requests
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from sun_build.config_file import set_parameter
 from sun_client.control import HEADER, Control
 from sun_client.errors import SunError
 from tests.server.conftest import GREEDY, REPO, sun
@@ -55,6 +56,28 @@ def test_what_does_not_fit_leaves_the_old_task_serving(client, root, tmp_path):
     with pytest.raises(ValueError, match="weights_digest"):
         sun(*words(root, broken))
     assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected
+    sun("task", "remove", "guest", "--root", str(root))
+
+
+def test_what_only_the_server_finds_unfit_leaves_the_old_task_on_disk_and_serving(server, client, root):
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for name in ("prefill_guest", "guest") for path in (root / "model_repository" / name).rglob("*") if path.is_file()}
+
+    sun(*words(root, TASKS / "bash"))
+    expected = client.generate("guest", PROMPT, sampling=GREEDY).token_ids
+    config = root / "model_repository" / "prefill_guest" / "config.pbtxt"
+    good = config.read_text()
+    set_parameter(config, "cores", "many")  # which `sun task add` keeps, and only the load reads
+    before = files()
+    refused = subprocess.run([sys.executable, "-m", "sun_client.cli", *words(root, TASKS / "math")], capture_output=True, text=True)
+    assert refused.returncode == 1 and "cores" in refused.stderr and "guest is as it was before" in refused.stderr, refused.stderr
+    assert files() == before and [path for path in root.iterdir() if path.name.startswith(".task-")] == []
+    assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids == expected
+    config.write_text(good)
+    sun(*words(root, TASKS / "math"))
+    url = f"http://127.0.0.1:{server.ports.http}/v2/models/guest/generate"
+    assert requests.post(url, json={"text_input": PROMPT, "max_tokens": 4}).status_code == 200
+    assert client.generate("guest", PROMPT, sampling=GREEDY).token_ids != expected
     sun("task", "remove", "guest", "--root", str(root))
 
 
