@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +17,8 @@ SETTLE_S = 2.0
 """Before a dead model is unloaded: Triton takes a second to fail the calls that its process had, and they still need the model."""
 ROUTER = "sun"
 """Its clients' streams are Triton's, which never ends those of a process that died: only the server's own end does."""
-BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-"""Seconds before the server's next start, the longer the sooner it died again."""
+BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0)
+"""Seconds before the server's next start, the longer the sooner it died again, and before the next try to load a model; the last for all that follow."""
 HEALTHY_S = 120.0
 """A server that ran for so long starts again at once, should it die."""
 
@@ -30,7 +31,6 @@ class Supervisor:
 
     def __init__(self, server: Server, say: Callable[[str], None]):
         self._server, self._say = server, say
-        self._healing: dict[str, threading.Thread] = {}
         self._failures = 0
         self._watch()
 
@@ -67,14 +67,16 @@ class Supervisor:
         """Begin to watch a server that has just become ready."""
         self._stubs = Stubs(self._server.pid)
         self._known, self._killed, self._stopped = self._stubs.models(), frozenset(), frozenset()
+        self._healing: dict[str, threading.Thread] = {}
         self._started = self._answered = time.monotonic()
 
     def _heal(self, model: str) -> None:
         began, control = time.monotonic(), self._server.control
         time.sleep(SETTLE_S)
-        for pause in BACKOFF_S:
+        for failures in itertools.count():
             try:
-                control.unload(model)
+                if not failures or not self._stubs.models().get(model):  # else somebody has loaded it meanwhile
+                    control.unload(model)
                 control.load(model)
                 self._server.remember()
                 # Now, for a process that dies before the next look.
@@ -84,11 +86,13 @@ class Supervisor:
             except ServerError as error:
                 if self._server.pid != control.pid or not self._server.running:
                     return  # a new server has it already, or will
+                if not (self._server.root / "model_repository" / model).is_dir():
+                    return self._say(f"model {model}: has been removed")
+                pause = backoff(failures)
                 self._say(f"model {model}: could not be loaded anew: {error}; next try in {pause:g} s")
                 time.sleep(pause)
             else:
                 return self._say(f"model {model}: serves again, after {time.monotonic() - began:.1f} s")
-        self._say(f"model {model}: given up")
 
     def _look_for_a_hang(self) -> None:
         if answers(self._server.http_host, self._server.ports.http) is not None:
@@ -101,7 +105,7 @@ class Supervisor:
         self._failures = 0 if time.monotonic() - self._started > HEALTHY_S else self._failures
         while True:
             self._server.stop(drain_s=0)
-            pause = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
+            pause = backoff(self._failures)
             self._failures += 1
             self._say(f"starting the server anew in {pause:g} s")
             time.sleep(pause)
@@ -112,3 +116,8 @@ class Supervisor:
             else:
                 self._say("the server serves again")
                 return self._watch()
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait after so many failures before this one."""
+    return BACKOFF_S[min(failures, len(BACKOFF_S) - 1)]

@@ -254,7 +254,7 @@ def test_beside_a_server_it_is_started_anew_when_it_ends_and_goes_with_it(tmp_pa
     program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path / "words"}.new && mv {tmp_path / "words"}.new {tmp_path / "words"} && exec sleep 60\n')
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(child, "BACKOFF_S", (0.0,))
+    monkeypatch.setattr("sun_client.supervisor.BACKOFF_S", (0.0,))
     beside = child.GatewayProcess(Server(tmp_path, host=host, tls=tls), 8080, said.append)
     beside.look()
     assert beside.pid is None and beside.url.startswith("https" if tls else "http:")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from sun_client.server import HOST, Server, check_free, dying_with_us
-from sun_client.supervisor import BACKOFF_S, HEALTHY_S
+from sun_client.supervisor import HEALTHY_S, backoff
 
 ANY = "0.0.0.0"
 LAST_S = 5.0
@@ -58,7 +58,7 @@ class GatewayProcess:
         now = time.monotonic()
         if not self._due:
             self._failures = 0 if now - self._started > HEALTHY_S else self._failures
-            pause = BACKOFF_S[min(self._failures, len(BACKOFF_S) - 1)]
+            pause = backoff(self._failures)
             self._failures, self._due = self._failures + 1, now + pause
             self._say(f"the gateway ended with code {self._process.returncode}, see {self.log}; starting it anew in {pause:g} s")
         elif now >= self._due:
