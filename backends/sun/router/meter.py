@@ -26,6 +26,7 @@ METRICS: dict[str, tuple[str, tuple[float, ...]]] = {
     "sun_num_requests_running": ("Requests in flight that a worker has, by task", ()),
     "sun_num_requests_waiting": ("Requests in flight that no worker has yet, by task", ()),
     "sun_kv_cache_usage_ratio": ("Share of the KV pool's tokens that is taken, by worker", ()),
+    "sun_prefill_up": ("1 while a task's prefill module has a process, NaN once the task is removed, by task", ()),
     "sun_worker_up": ("1 while a decode worker answers, by worker", ()),
     "sun_worker_outstanding_tokens": ("Tokens that a worker's sequences may still generate, by worker", ()),
 }
