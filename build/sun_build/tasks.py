@@ -89,7 +89,7 @@ def placed_task(repository: Path, base_dir: Path, name: str, weights: Path | Non
         if kind == "full" and (source / INDEX_FILE).is_file():
             shutil.copyfile(source / INDEX_FILE, prefill / "1" / INDEX_FILE)
         write_manifest(prefill / "1", manifest)
-        load_prefill(base_dir, prefill / "1")  # what the server will do: what does not fit is refused here, but for settings
+        load_prefill(base_dir, prefill / "1")  # what the server will do: weights that do not fit are refused here
         with _moved_in(repository, prefill, ensemble):
             yield manifest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from tritonclient.utils import InferenceServerException
 from sun_build.config_file import set_parameter
 from sun_client.control import HEADER, Control
 from sun_client.errors import SunError
+from sun_client.metrics import read, total
 from sun_client.shm import REGION, SHM, session_files
 from tests.server.conftest import GREEDY, REPO, sun, wait_until
 
@@ -46,6 +48,7 @@ def test_a_task_is_added_updated_and_removed_and_other_streams_go_on(server, cli
     assert sun("task", "remove", "guest", "--root", str(root)).endswith("guest: removed.\n")
     with pytest.raises(SunError, match="task: 'guest' is not known"):
         client.generate("guest", PROMPT)
+    assert wait_until(lambda: math.isnan(total(read(f"127.0.0.1:{server.ports.metrics}"), "sun_prefill_up", task="guest"))), "else it would look dead"
     assert next(other).token_ids
     other.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import requests
 
 from sun_client.metrics import read, total
-from tests.server.conftest import GREEDY, sun, wait_until
+from tests.server.conftest import GREEDY, SHIPPED, sun, wait_until
 
 
 def test_requests_are_counted_and_timed_by_task_and_steps_by_worker(server, client):
@@ -32,6 +32,7 @@ def test_requests_are_counted_and_timed_by_task_and_steps_by_worker(server, clie
     assert wait_until(lambda: grown("sun_decode_batch_size_sum") == 24), "one sequence in each step"
     assert grown("sun_handoff_bytes_total", task="math") > 0
     assert {worker: total(read(url), "sun_worker_up", worker=worker) for worker in client.workers()} == {"decode_0": 1, "decode_1": 1}
+    assert wait_until(lambda: [total(read(url), "sun_prefill_up", task=task) for task in (*SHIPPED, "identity")] == [1, 1, 1, 1])
 
 
 def test_a_refusal_is_counted_by_its_reason(server, http):

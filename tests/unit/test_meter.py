@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections import Counter
 
 from sun.router.errors import RequestError
@@ -103,3 +105,16 @@ def test_gauges_tell_what_runs_and_waits_and_which_workers_are_up(serve):
         gate.open()
     assert all(answer.whole for answer in answers)
     eventually(lambda: meter.gauges["sun_num_requests_running", "plain"] == meter.gauges["sun_num_requests_running", "lora"] == 0)
+
+
+def test_a_gauge_tells_which_prefill_modules_are_there_and_nothing_of_a_removed_tasks(serve, repository, tmp_path):
+    tasks = shutil.copytree(repository, tmp_path / "repository")
+    meter = Kept()
+    service = serve(repository=tasks, meter=meter)
+    eventually(lambda: meter.gauges.get(("sun_prefill_up", "lora")) == 1)
+    service.fleet.present = lambda task: task != "lora"
+    eventually(lambda: meter.gauges["sun_prefill_up", "lora"] == 0)
+    assert meter.gauges["sun_prefill_up", "plain"] == 1
+    shutil.rmtree(tasks / "prefill_lora")
+    eventually(lambda: math.isnan(meter.gauges["sun_prefill_up", "lora"]))
+    assert meter.gauges["sun_prefill_up", "plain"] == 1

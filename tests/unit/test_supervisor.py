@@ -85,7 +85,7 @@ class Control:
 
     def unload(self, model):
         self._world.done.append("unload")
-        self._world.processes.pop(model, None)
+        self._world.dead -= self._world.processes.pop(model, frozenset())  # Triton waits for it
 
     def load(self, model):
         self._world.done.append("load")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 
 from sun.router.active import Active
 from sun.router.meter import Meter
@@ -23,3 +24,12 @@ def set_gauges(meter: Meter, tasks: Iterable[str], requests: Iterable[Active], p
         meter.set("sun_worker_up", worker in loads, worker=worker)
         meter.set("sun_worker_outstanding_tokens", loads[worker].tokens if worker in loads else 0, worker=worker)
         meter.set("sun_kv_cache_usage_ratio", used.get(worker, 0.0) if worker in loads else 0.0, worker=worker)
+
+
+def set_prefills(meter: Meter, known: set[str], tasks: Iterable[str], present: Callable[[str], bool]) -> None:
+    """Note which tasks' prefill modules are there. known: the tasks of earlier times, to which these are added."""
+    tasks = set(tasks)
+    known |= tasks
+    for task in known:
+        # A gauge cannot be taken back: one that stayed at 0 would look like a dead module for ever.
+        meter.set("sun_prefill_up", present(task) if task in tasks else math.nan, task=task)

@@ -43,6 +43,7 @@ METRICS: dict[str, Metric] = {
     "sun_num_requests_running": Metric("Requests in flight that a worker has", ("task",)),
     "sun_num_requests_waiting": Metric("Requests in flight that no worker has yet", ("task",)),
     "sun_kv_cache_usage_ratio": Metric("Share of the KV pool's tokens that is taken", ("worker",)),
+    "sun_prefill_up": Metric("1 while a task's prefill module has a process, NaN once the task is removed", ("task",)),
     "sun_worker_up": Metric("1 while a decode worker answers", ("worker",)),
     "sun_worker_outstanding_tokens": Metric("Tokens that a worker's sequences may still generate", ("worker",)),
 }

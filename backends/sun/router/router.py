@@ -21,7 +21,7 @@ from sun.router.admission import Admission
 from sun.router.errors import Absent, Busy, Gone, RequestError
 from sun.router.fleet import Fleet
 from sun.router.gaps import Gaps
-from sun.router.gauges import set_gauges
+from sun.router.gauges import set_gauges, set_prefills
 from sun.router.keys import Keys
 from sun.router.limits import Limits
 from sun.router.meter import Meter, NoMeter
@@ -63,6 +63,7 @@ class Router:
         self.pool = Pool(fleet, workers, policy, self._lost, self._found)
         self.placement = Placement(fleet, self.pool, meter, self._listen, self._again, self._fail)
         self._listening: dict[str, threading.Thread] = {}
+        self._prefills: set[str] = set()
         self._active: dict[str, Active] = {}
         self._lock = threading.Lock()
         self.admission = Admission(limits.queue, limits.starting, lambda: limits.max_running_tokens or self.pool.budget, self.pace.seconds)
@@ -357,10 +358,11 @@ class Router:
                     log.exception("could not check request %s", active.key)
 
     def _look_for_modules(self) -> None:
-        """Let requests go on whose prefill module is there again."""
+        """Let requests go on whose prefill module is there again, and note which are there."""
         try:
             self.admission.look(self.fleet.present)
             self._dispatch()
+            set_prefills(self.meter, self._prefills, self.tasks.names(), self.fleet.present)
         except Exception:
             log.exception("could not look for prefill modules")
 
