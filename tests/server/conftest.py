@@ -122,6 +122,7 @@ def server(root: Path) -> Iterator[Server]:
     """The running server; what it leaves behind after its end fails the session."""
     with Server(root, free_ports()) as server:
         yield server
+        server.stop(drain_s=10)  # Triton waits 30 s for what a load that failed has left
     assert server.leftovers() == []
 
 
