@@ -206,7 +206,7 @@ class Server:
             _sweep_tickets(self._shm)
 
     def _drain(self, grace_s: float) -> None:
-        """Let the router's requests end. Not left to Triton: told to stop, it unloads workers whose sequences decode, since no call of its own is under way."""
+        """Let the router's requests end. Not left to Triton: told to stop, it takes the models away from what waits or is prefilled."""
         until = time.monotonic() + grace_s
         with contextlib.suppress(ServerError):  # there is no router, or it is not up to it
             while time.monotonic() < until and self.running and self.control.leave():
