@@ -91,6 +91,7 @@ class Server:
         # A server on other ports, of a test say, must not write into the log of the one that runs already.
         suffix = "" if ports == Ports() else f"-{ports.http}"
         self.log = self.root / ".run" / f"tritonserver{suffix}.log"
+        self.earlier_log = self.log.with_name(f"{self.log.name}.1")
         self.request_log = self.root / ".run" / f"requests{suffix}.jsonl"
         self._control = self.root / ".run" / f"control{suffix}.json"
         self._key, self._door, self._shm = secrets.token_hex(16), secrets.token_hex(16), secrets.token_hex(8)
@@ -158,6 +159,8 @@ class Server:
         for port in astuple(self.ports):
             check_free(self.host, port)
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # the first start; or a full disk
+            os.replace(self.log, self.earlier_log)
         with self.log.open("wb") as log:
             # A session of its own: Ctrl-C in a terminal reaches only us, and its processes can be told from all others.
             # A folder without Python files: the backends' stubs import from the working directory first.
