@@ -124,6 +124,11 @@ def test_containers_can_do_little(template):
         assert {mount["name"] for mount in each["volumeMounts"]} <= {volume["name"] for volume in spec["volumes"]}
 
 
+def test_compiled_kernels_have_folders_of_the_root_s(template):
+    caches = {each["name"]: each["value"] for each in container(template())["env"]}
+    assert caches == {"NUMBA_CACHE_DIR": "/srv/sun/numba", "TRITON_CACHE_DIR": "/srv/sun/triton"}
+
+
 def test_a_pod_ends_after_its_streams_may(template):
     sleep = int(container(template())["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod(template())["terminationGracePeriodSeconds"] >= sleep + DRAIN_S + 5

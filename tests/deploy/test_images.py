@@ -59,6 +59,17 @@ def test_the_container_runs_sun_serve_itself_and_as_nobody_special():
     assert instruction("EXPOSE").split() == [*(str(port) for port in vars(Ports()).values()), "8080"]
 
 
+def test_compiled_kernels_lie_where_they_may_be_loaded_as_libraries():
+    caches = dict(re.findall(r"(NUMBA_CACHE_DIR|TRITON_CACHE_DIR)=(\S+)", instruction("ENV")))
+    assert len(set(caches.values())) == 2
+    service = compose()["services"]["sun"]
+    volumes = [mount.split(":")[1] for mount in service["volumes"]]
+    for folder in caches.values():
+        # A tmpfs of Docker's is noexec.
+        assert any(Path(folder).is_relative_to(volume) for volume in volumes)
+        assert not any(Path(folder).is_relative_to(mount.split(":")[0]) for mount in service["tmpfs"])
+
+
 def test_its_triton_is_the_release_that_sun_setup_takes():
     # 2.51 is 24.10, and so on a month each; NVIDIA's image of another release would be left alone, for the wheel's server.
     year, month = map(int, re.search(r"^ARG TRITON=(\d+)\.(\d+)$", DOCKERFILE, re.M).groups())
