@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
 import torch
 
 
@@ -10,6 +15,15 @@ def missing() -> str | None:
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA"
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def compiler_missing() -> str | None:
+    """What Triton language lacks for the C with which it launches kernels, and which it compiles when it runs; looked for as it does. None if nothing."""
+    named = os.environ.get("CC")
+    if not (shutil.which("gcc") or shutil.which("clang") if named is None else shutil.which(named)):
+        return f"the triton package needs a C compiler, {'neither gcc nor clang is' if named is None else f'CC={named} is not'} on PATH"
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    return None if header.is_file() else f"the triton package needs Python's headers, and there is no {header}"
 
 
 def capability_missing(device: torch.device, least: tuple[int, int]) -> str | None:

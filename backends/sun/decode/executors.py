@@ -46,7 +46,7 @@ def why_not(executor: str) -> str | None:
     """What keeps an executor from running here; None if nothing does."""
     if executor == "cpu":
         return None
-    return gpu.missing() or (None if importlib.util.find_spec("triton") else "the triton package is not installed")
+    return gpu.missing() or (gpu.compiler_missing() if importlib.util.find_spec("triton") else "the triton package is not installed")
 
 
 def formats(executor: str) -> dict[str, str | None]:
