@@ -35,7 +35,8 @@ class Place:
         self.version_dir = self.repository / self.name / args["model_version"]
         self.base_dir = base_dir(self.repository)
         self._kind, self._device = args.get("model_instance_kind", "CPU"), args.get("model_instance_device_id", "0")
-        self._parameters = json.loads(args["model_config"]).get("parameters", {})
+        config = json.loads(args["model_config"])
+        self._parameters, self._groups = config.get("parameters", {}), config.get("instance_group", [])
 
     def settings(self, kind: type[S]) -> S:
         """The parameters as ``kind``. Raises ValueError naming one that is unknown or out of its limits.
@@ -57,6 +58,17 @@ class Place:
             needed = "KIND_GPU" if executor == "cuda" else "KIND_CPU"
             raise ValueError(f"config.pbtxt of {self.name}: parameters: executor is {executor!r}, which needs instance_group kind {needed}, not KIND_{self._kind}")
         return f"cuda:{self._device}" if self._kind == "GPU" else None
+
+    def only_one(self, why: str) -> None:
+        """Raise ValueError naming the field if Triton starts this model more than once: ``count`` times on each of ``gpus``, which are all there are if none is named."""
+        def check(field: str, got: int) -> None:
+            if got != 1:
+                raise ValueError(f"config.pbtxt of {self.name}: instance_group: {field}: {got}, must be 1: {why}")
+
+        check("groups", len(self._groups) or 1)
+        for group in self._groups:
+            check("count", int(group.get("count") or 1))
+            check("gpus", len(group.get("gpus") or ()) if group.get("kind") == "KIND_GPU" else 1)
 
     def folder(self, parameter: str, path: str) -> Path | None:
         """The folder that a parameter names, absolute or from the repository's parent; None for the empty string.

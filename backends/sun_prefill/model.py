@@ -61,6 +61,8 @@ class TritonPythonModel:
         """Map the weights, become a publisher of KV, start the engine."""
         place = Place(args)
         settings = place.settings(Settings)
+        if settings.transport == "cuda_ipc":
+            place.only_one("its KV must lie on the GPU of the decode workers")
         place.run_on(settings.cores, settings.threads, settings.nice)
         task, model = gently(lambda: load(place, settings))
         from sun.handoff.transports import publisher
