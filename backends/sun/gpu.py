@@ -31,3 +31,16 @@ def capability_missing(device: torch.device, least: tuple[int, int]) -> str | No
     if device.type != "cuda" or torch.cuda.get_device_capability(device) >= least:
         return None
     return f"needs compute capability {least[0]}.{least[1]}, {torch.cuda.get_device_name(device)} has {'.'.join(map(str, torch.cuda.get_device_capability(device)))}"
+
+
+def lost(device: torch.device) -> str | None:
+    """Why this process can use a device no more: after an illegal address, say, every call fails. None if it can, or for a CPU; asked after an error.
+
+    What has failed before says so again when the device is waited for; want of memory, or an argument that was wrong, does not.
+    """
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+    return None
