@@ -9,6 +9,7 @@ from concurrent.futures import Future
 
 import torch
 
+from sun import gpu
 from sun.handoff.kv import NAMES, kv_tensor
 from sun.handoff.ticket import describe
 from sun.handoff.transport import NO_ROOM, Transport
@@ -19,6 +20,7 @@ from sun.prefill.device import DeviceModule
 from sun.prefill.executor import Executor, TorchExecutor
 from sun.prefill.jobs import Chunk, Job, plan, plan_whole
 from sun.prefill.prefix_cache import BLOCK, PrefixCache
+from sun.watchdog import end
 
 
 class PrefillEngine:
@@ -149,6 +151,8 @@ class PrefillEngine:
             self.cache.clear()
 
     def _drop(self, job: Job, error: Exception) -> None:
+        if why := gpu.lost(self.executor.device):
+            end(f"the prefill module ends, to be loaded anew: {type(error).__name__}: {error}; the GPU can be used no more: {why}")
         self._leave(job)
         job.kv = job.place = torch.empty(0)
         if job.publication is not None:
