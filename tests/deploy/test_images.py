@@ -127,6 +127,16 @@ def test_what_it_mounts_is_there_and_its_names_are_defined():
         assert set(service.get("depends_on", [])) <= compose()["services"].keys()
 
 
+def test_decode_workers_of_the_gpu_image_run_on_gpus():
+    mounts = [mount.rsplit(":", 2) for mount in yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]["sun"]["volumes"]]
+    assert [target for _, target, _ in mounts] == [f"/opt/sun/model_repository/decode_{k}/config.pbtxt" for k in (0, 1)]
+    for gpu, source in ((0, mounts[0][0]), (0, mounts[1][0].replace("${SUN_SECOND_GPU:-0}", "0")), (1, mounts[1][0].replace("${SUN_SECOND_GPU:-0}", "1"))):
+        text = (DEPLOY / source).read_text()
+        assert f"instance_group [{{ kind: KIND_GPU, count: 1, gpus: [ {gpu} ] }}]" in text and '"executor" value { string_value: "cuda" }' in text
+        # By which /dev/shm is sized.
+        assert re.search(r'"kv_tokens".*', text)[0] == re.search(r'"kv_tokens".*', (ROOT / "model_repository" / "decode_0" / "config.pbtxt").read_text())[0]
+
+
 def test_monitoring_scrapes_the_server_under_the_name_that_the_alerts_ask_for():
     prometheus = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())
     job, = prometheus["scrape_configs"]
