@@ -42,6 +42,8 @@ class PrefillEngine:
         self._plan = plan if self.executor.continues else plan_whole
         self.model, self.task, self.transport = model, task, transport
         self.token_budget, self.threads = token_budget, threads
+        if self.executor.device.type != "cpu":
+            self._warm_up()
         self._jobs: deque[Job] = deque()
         self._passes = 0
         self._wake = threading.Condition()
@@ -78,6 +80,15 @@ class PrefillEngine:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """The largest pass, of a prompt's beginning and of its rest, before anybody waits for one: a device's libraries and kernels are loaded when they are first used, and here it shows if memory does not suffice."""
+        geometry, tokens = self.model.geometry, min(self.token_budget, self.model.base.max_context - 2)
+        kv = torch.empty(geometry.layers, 2, geometry.kv_heads, tokens, geometry.head_dim, dtype=self.executor.dtype, device=self.executor.device)
+        for done in (0, tokens // 2):
+            job = Job(torch.zeros(tokens, dtype=torch.int64), Future(), done, kv=kv)
+            self.executor.run([Chunk(job, job.left)])
 
     def _run(self) -> None:
         if self.threads:
