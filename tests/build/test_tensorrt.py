@@ -21,6 +21,15 @@ from tests.unit import tiny
 NAMES = ["model.layers.0.mlp.up_proj.lora_A", "model.layers.0.mlp.up_proj.lora_B"]
 
 
+METHODS = {
+    "Logger", "Builder", "OnnxParser", "Runtime", "Refitter", "Weights",
+    "create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network",
+    "parse_from_file", "num_errors", "get_error", "clear_flag", "set_flag", "set_shape", "add_optimization_profile", "mark_weights_refittable",
+    "create_timing_cache", "set_timing_cache", "get_timing_cache", "serialize",
+    "deserialize_cuda_engine", "get_all_weights", "set_named_weights", "refit_cuda_engine", "get_missing_weights", "create_serialization_config", "serialize_with_config"}
+"""All that is called of TensorRT 11.4's bindings, but for what runs a plan."""
+
+
 class StandIn:
     """The part of TensorRT that is used, with the names that the package's bindings have; keeps what it is told."""
 
@@ -35,7 +44,10 @@ class StandIn:
         self.parses, self.weights = parses, weights
 
     def __getattr__(self, name: str):
-        """Any method of any object: told, and answered with what its callers need next."""
+        """A method of `METHODS`, of whichever object: told, and answered with what its callers need next."""
+        if name not in METHODS:
+            raise AttributeError(f"module 'tensorrt' and its objects have no {name!r}, as far as this stand-in knows")
+
         def call(*arguments):
             self.told.append((name, *arguments))
             answers = {
