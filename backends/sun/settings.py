@@ -12,6 +12,8 @@ import numpy as np
 from sun.cores import run_on
 
 S = TypeVar("S", bound=msgspec.Struct)
+ON_GPU = ("cuda", "tensorrt")
+"""Executors, of decode or prefill, that need an instance group of KIND_GPU; others need one of KIND_CPU."""
 
 
 def check_numpy(version: str = np.__version__) -> None:
@@ -54,8 +56,8 @@ class Place:
 
         Raises ValueError if the executor needs the other kind of instance group.
         """
-        if (self._kind == "GPU") != (executor == "cuda"):
-            needed = "KIND_GPU" if executor == "cuda" else "KIND_CPU"
+        if (self._kind == "GPU") != (executor in ON_GPU):
+            needed = "KIND_GPU" if executor in ON_GPU else "KIND_CPU"
             raise ValueError(f"config.pbtxt of {self.name}: parameters: executor is {executor!r}, which needs instance_group kind {needed}, not KIND_{self._kind}")
         return f"cuda:{self._device}" if self._kind == "GPU" else None
 

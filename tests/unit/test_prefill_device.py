@@ -116,7 +116,7 @@ def test_a_sequence_is_decoded_from_it(engines, bench, dtype):
 
 
 @pytest.mark.parametrize(("executor", "scheme", "reason"), [
-    ("tpu", "fp32", "executor: got 'tpu', expected one of torch, onnx, triton, cuda"), ("cuda", "int8", "scheme: got 'int8', executor cuda has fp32, bf16"),
+    ("tpu", "fp32", "executor: got 'tpu', expected one of torch, onnx, triton, cuda, tensorrt"), ("cuda", "int8", "scheme: got 'int8', executor cuda has fp32, bf16"),
     ("torch", "bf16", "prefill scheme: got 'bf16', expected one of fp32, int8")])
 def test_an_executor_or_scheme_that_there_is_not_is_refused_by_name(base_dir, repository, executor, scheme, reason):
     with pytest.raises(ValueError, match=reason):

@@ -69,7 +69,7 @@ GPU = {"model_instance_kind": "GPU", "model_instance_device_id": "3"}
 
 
 def test_an_executor_runs_where_triton_placed_the_instance():
-    assert place(GPU).device("cuda") == "cuda:3"
+    assert place(GPU).device("cuda") == place(GPU).device("tensorrt") == "cuda:3"
     assert place({"model_instance_kind": "CPU", "model_instance_device_id": "0"}).device("cpu") is None
 
 
