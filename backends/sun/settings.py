@@ -62,7 +62,7 @@ class Place:
         return f"cuda:{self._device}" if self._kind == "GPU" else None
 
     def only_one(self, why: str) -> None:
-        """Raise ValueError naming the field if Triton starts this model more than once: ``count`` times on each of ``gpus``, which are all there are if none is named."""
+        """Raise ValueError naming the field if Triton starts this model more than once: ``count`` times on each of ``gpus``, by default all there are."""
         def check(field: str, got: int) -> None:
             if got != 1:
                 raise ValueError(f"config.pbtxt of {self.name}: instance_group: {field}: {got}, must be 1: {why}")

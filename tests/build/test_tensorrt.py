@@ -39,7 +39,8 @@ METHODS = {
     "create_network", "create_builder_config", "create_optimization_profile", "build_serialized_network",
     "parse_from_file", "num_errors", "get_error", "clear_flag", "set_flag", "set_shape", "add_optimization_profile", "mark_weights_refittable",
     "create_timing_cache", "set_timing_cache", "get_timing_cache", "serialize",
-    "deserialize_cuda_engine", "get_all_weights", "set_named_weights", "refit_cuda_engine", "get_missing_weights", "create_serialization_config", "serialize_with_config"}
+    "deserialize_cuda_engine", "get_all_weights", "set_named_weights", "refit_cuda_engine", "get_missing_weights", "create_serialization_config",
+    "serialize_with_config"}
 """All that is called of TensorRT 11.4's bindings, but for what runs a plan."""
 
 

@@ -1,4 +1,7 @@
-"""Compiles all kernels that steps need, for an H100, without a GPU: run with numbers of rows. After each scheme's name it prints those of its kernels, the bytes of shared memory that a program takes, and "wgmma" or "-"."""
+"""Compiles all kernels that steps need, for an H100, without a GPU: run with numbers of rows.
+
+Prints each scheme's name, and after it a line a kernel: its name, the bytes of shared memory that a program takes, and "wgmma" or "-".
+"""
 
 from __future__ import annotations
 

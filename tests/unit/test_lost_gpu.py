@@ -84,6 +84,7 @@ def test_a_gpu_that_still_answers_is_not_lost_and_a_cpu_never_is(monkeypatch):
 
 
 def test_the_end_is_at_once_and_says_why():
-    code = "import threading\nfrom sun.watchdog import end\nthreading.Thread(target=threading.Event().wait).start()\ntry:\n    end('the GPU is lost')\nfinally:\n    print('late')"
+    code = ("import threading\nfrom sun.watchdog import end\nthreading.Thread(target=threading.Event().wait).start()\n"
+            "try:\n    end('the GPU is lost')\nfinally:\n    print('late')")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "the GPU is lost\n")

@@ -170,7 +170,7 @@ class DecodeEngine:
                 self._changed.notify_all()
 
     def _end_if_lost(self, error: Exception) -> None:
-        """End this process, if its GPU takes nothing more, before anybody is told: routers move the sequences of a dead worker, and one that lives would fail all to come."""
+        """End this process, if its GPU takes nothing more, before anybody is told: routers move a dead worker's sequences, a living one would fail all."""
         if why := gpu.lost(self.pool.data.device):
             end(f"the decode worker ends, to be loaded anew: {type(error).__name__}: {error}; the GPU can be used no more: {why}")
 

@@ -83,7 +83,8 @@ class PrefillEngine:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """The largest pass, of a prompt's beginning and of its rest, before anybody waits for one: a device's libraries and kernels are loaded when they are first used, and here it shows if memory does not suffice."""
+        """Run the largest pass, of a whole prompt and of one's rest, before anybody waits for one: a device's libraries and kernels are loaded when
+        they are first used, and memory that does not suffice shows here."""
         geometry, tokens = self.model.geometry, min(self.token_budget, self.model.base.max_context - 2)
         kv = torch.empty(geometry.layers, 2, geometry.kv_heads, tokens, geometry.head_dim, dtype=self.executor.dtype, device=self.executor.device)
         for done in (0, tokens // 2):

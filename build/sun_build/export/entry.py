@@ -65,9 +65,9 @@ class Export:
         return manifest
 
     def plan(self, out: Path | None) -> ExportManifest:
-        """Write `kv_<task>` for Triton's TensorRT backend below ``out``, or, without, a plan beside the task's weights, where executor ``tensorrt`` looks for it.
+        """Write `kv_<task>` for Triton's TensorRT backend below ``out``; with an adapter that is not merged, one that `refit` can change.
 
-        With an adapter that is not merged, `refit` can change the former.
+        Without ``out``, put the plan beside the task's weights, where executor ``tensorrt`` looks for it.
 
         Raises RuntimeError saying what is missing where no plan can be built.
         """

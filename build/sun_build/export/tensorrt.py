@@ -1,4 +1,4 @@
-"""TensorRT plans: built from an ONNX file, refitted with another adapter; `sun.prefill.tensorrt` runs them. Written for TensorRT 10 and 11; needs an NVIDIA GPU.
+"""TensorRT plans: built from an ONNX file, refitted with another adapter. Written for TensorRT 10 and 11; needs an NVIDIA GPU.
 
 Types are those of the ONNX file (networks are strongly typed, which TensorRT 11 does in any case): bf16 and fp16 are chosen by what
 is exported, not by a flag of the builder.

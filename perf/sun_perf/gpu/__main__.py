@@ -24,7 +24,7 @@ GRACE_S = 40.0
 def options() -> argparse.ArgumentParser:
     """What both processes read."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--budget", type=float, default=420.0, help=f"seconds after which no further part begins; {GRACE_S:.0f} s later it ends with what it has")
+    parser.add_argument("--budget", type=float, default=420.0, help=f"seconds in which parts begin; {GRACE_S:.0f} s later it ends with what it has")
     parser.add_argument("--smoke", action="store_true", help="a tiny shape on the CPU in Triton's interpreter: that it runs, not how fast")
     parser.add_argument("--out", type=Path, help="default: perf/results/gpu.json; none with --smoke")
     return parser

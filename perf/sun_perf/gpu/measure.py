@@ -44,8 +44,12 @@ def limits(plan: Plan) -> Iterator[Piece]:
 def report(plan: Plan, ours: Books) -> None:
     """All parts, in order: what the others need or are worth nothing without comes first."""
     made = ours.made
+
+    def bandwidth() -> Bandwidth | None:
+        return Bandwidth(**made["limits"][0]) if made.get("limits") else None
+
     parts = {"limits": limits, "checks": checks}
-    parts |= {f"steps_{scheme}": partial(steps, scheme=scheme, limits=lambda: Bandwidth(**made["limits"][0]) if made.get("limits") else None) for scheme in plan.schemes}
+    parts |= {f"steps_{scheme}": partial(steps, scheme=scheme, limits=bandwidth) for scheme in plan.schemes}
     parts |= {"prefill": prefill, "handoff": handoff, "handoff_ipc": ipc, "systems": systems}
     parts |= {f"tiles_{scheme}": partial(tiles, scheme=scheme) for scheme in ("int4", "int8") if scheme in plan.schemes}
     made["not_run"] = {name: "not reached" for name in parts if name not in made["seconds"]} | made["not_run"]

@@ -53,7 +53,8 @@ class Plan:
 
 def for_gpu(shape: Shape, device: torch.device, schemes: tuple[str, ...], context: int, budget_s: float) -> Plan:
     """Minutes on one GPU."""
-    return Plan(shape, small_of(shape), device, schemes, (1, 4, 8, 16, 32, 64), context, (2, 4, 8), 32, (128, 512, 2048), (128, 512, 2048, 8192), 512, (1, 16, 64), 20, 4 << 30, budget_s)
+    return Plan(shape, small_of(shape), device, schemes, (1, 4, 8, 16, 32, 64), context, (2, 4, 8), 32, (128, 512, 2048), (128, 512, 2048, 8192), 512,
+                (1, 16, 64), 20, 4 << 30, budget_s)
 
 
 def smoke(schemes: tuple[str, ...]) -> Plan:

@@ -15,7 +15,8 @@ BLOCK = 64
 
 
 class BnbNf4:
-    """4-bit codes. Version 0.50.2 multiplies by them as they lie for up to 4 rows, and for more by the layer's size and the GPU; else it makes weights in x's type first."""
+    """4-bit codes. Version 0.50.2 multiplies by them as they lie for up to 4 rows, and for more by the layer's size and the GPU; else it
+    makes weights in x's type first."""
 
     parts = 1
 
