@@ -12,6 +12,8 @@ import numpy as np
 from sun.cores import run_on
 
 S = TypeVar("S", bound=msgspec.Struct)
+ON_GPU = ("cuda", "tensorrt")
+"""Executors, of decode or prefill, that need an instance group of KIND_GPU; others need one of KIND_CPU."""
 
 
 def check_numpy(version: str = np.__version__) -> None:
@@ -35,7 +37,8 @@ class Place:
         self.version_dir = self.repository / self.name / args["model_version"]
         self.base_dir = base_dir(self.repository)
         self._kind, self._device = args.get("model_instance_kind", "CPU"), args.get("model_instance_device_id", "0")
-        self._parameters = json.loads(args["model_config"]).get("parameters", {})
+        config = json.loads(args["model_config"])
+        self._parameters, self._groups = config.get("parameters", {}), config.get("instance_group", [])
 
     def settings(self, kind: type[S]) -> S:
         """The parameters as ``kind``. Raises ValueError naming one that is unknown or out of its limits.
@@ -53,10 +56,21 @@ class Place:
 
         Raises ValueError if the executor needs the other kind of instance group.
         """
-        if (self._kind == "GPU") != (executor == "cuda"):
-            needed = "KIND_GPU" if executor == "cuda" else "KIND_CPU"
+        if (self._kind == "GPU") != (executor in ON_GPU):
+            needed = "KIND_GPU" if executor in ON_GPU else "KIND_CPU"
             raise ValueError(f"config.pbtxt of {self.name}: parameters: executor is {executor!r}, which needs instance_group kind {needed}, not KIND_{self._kind}")
         return f"cuda:{self._device}" if self._kind == "GPU" else None
+
+    def only_one(self, why: str) -> None:
+        """Raise ValueError naming the field if Triton starts this model more than once: ``count`` times on each of ``gpus``, by default all there are."""
+        def check(field: str, got: int) -> None:
+            if got != 1:
+                raise ValueError(f"config.pbtxt of {self.name}: instance_group: {field}: {got}, must be 1: {why}")
+
+        check("groups", len(self._groups) or 1)
+        for group in self._groups:
+            check("count", int(group.get("count") or 1))
+            check("gpus", len(group.get("gpus") or ()) if group.get("kind") == "KIND_GPU" else 1)
 
     def folder(self, parameter: str, path: str) -> Path | None:
         """The folder that a parameter names, absolute or from the repository's parent; None for the empty string.

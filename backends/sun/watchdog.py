@@ -1,10 +1,13 @@
-"""Ends this process when it hangs. A dead one is noticed, healed, and costs its requests little; one that hangs would hold them for ever."""
+"""Ends this process when it hangs, or must. A dead one is noticed, healed, and costs its requests little; one that hangs would hold them for ever."""
 
 from __future__ import annotations
 
 import faulthandler
+import os
+import sys
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 HANG_S = 120.0
 LOOKS = 20
@@ -41,3 +44,9 @@ class Watchdog:
             if now is None or now != seen:
                 seen = now
                 faulthandler.dump_traceback_later(self._hang_s, exit=True)
+
+
+def end(why: str) -> NoReturn:
+    """Exit at once, with the reason on standard error: for a process that can do its work no more, but is loaded anew when it is dead."""
+    print(why, file=sys.stderr, flush=True)
+    os._exit(1)

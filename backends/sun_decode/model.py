@@ -58,6 +58,7 @@ class TritonPythonModel:
         """Pack the shared weights and start the engine."""
         place = Place(args)
         settings = place.settings(Settings)
+        place.only_one("each would be a worker with a pool of its own, and the router knows one by this name; further workers are further models")
         place.run_on(settings.cores, settings.threads)
         # Here, because Triton imports this file once more only to complete the configuration, and torch takes seconds.
         from sun.decode.engine import DecodeEngine

@@ -29,7 +29,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     hang_s: seconds that a pass may take, or the process stand still, before it ends itself to be loaded anew; see `Watchdog`.
 
     executor: what runs a pass: "torch", "onnx" (the task's exported module, here), "triton" (exported, as the model `kv_<task>`), or
-    "cuda": torch on the GPU of an instance group of KIND_GPU.
+    "cuda": torch on the GPU of an instance group of KIND_GPU; "tensorrt": the task's exported plan there.
     """
 
     token_budget: int = 512
@@ -61,6 +61,8 @@ class TritonPythonModel:
         """Map the weights, become a publisher of KV, start the engine."""
         place = Place(args)
         settings = place.settings(Settings)
+        if settings.transport == "cuda_ipc":
+            place.only_one("its KV must lie on the GPU of the decode workers")
         place.run_on(settings.cores, settings.threads, settings.nice)
         task, model = gently(lambda: load(place, settings))
         from sun.handoff.transports import publisher
@@ -107,15 +109,18 @@ def executor(place: Place, settings: Settings, task, model):
         return None
     if settings.scheme != "fp32":
         raise ValueError(f"config.pbtxt of {place.name}: parameters: scheme {settings.scheme} runs in torch, and executor is {settings.executor!r}")
-    from sun.prefill.exported import checkpoint_of, kv_model
+    from sun.prefill.exported import PLAN_FILE, checkpoint_of, kv_model
     from sun.prefill.onnx import OnnxExecutor
     from sun.prefill.padded import PaddedExecutor
+    from sun.prefill.tensorrt import Plan
     from sun_triton.exported import ExportedModel
 
     match settings.executor:
         case "onnx":
             checkpoint = checkpoint_of(place.base_dir, place.version_dir, task)
             return OnnxExecutor(place.version_dir, checkpoint, model.base, task, settings.threads)
+        case "tensorrt":
+            return PaddedExecutor(Plan(place.version_dir / PLAN_FILE, place.device(settings.executor)), place.version_dir, model.base, task, "tensorrt")
         case "triton":
             if door.closed():
                 raise ValueError(f"config.pbtxt of {place.name}: parameters: executor 'triton' has kv_{task.name} answer whoever asks, and inference keys are "

@@ -13,12 +13,12 @@ import msgspec
 from sun.model.loading import load_prefill, task_digest, task_weight_files
 from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest, write_manifest
 from sun.model.weights import ADAPTER_FILES, INDEX_FILE
-from sun_build.config_file import parameter, without
+from sun_build.config_file import entry, parameter, without
 from sun_build.ensemble import ensemble_config
 from sun_build.task_entries import check_name
 
-EXPORTED = ("onnx", "triton")
-"""Executors that run a task's export in place of its weights."""
+EXPORTED = {"onnx": "", "triton": "", "tensorrt": "cuda"}
+"""Executors that run a task's export in place of its weights -> which runs the weights where they did; "" is the default."""
 PREFILL_CONFIG = """\
 # {name}: prompt token ids x1..x(n-1) -> KV ticket, with this task's weights. Written by `sun task add`.
 backend: "sun_prefill"
@@ -118,5 +118,8 @@ def prefill_config(repository: Path, name: str) -> str:
     earlier = repository / f"prefill_{name}" / "config.pbtxt"
     if not earlier.is_file():
         return PREFILL_CONFIG.format(name=name)
-    exported = parameter(repository, earlier.parent.name, "executor") in EXPORTED
-    return without(earlier.read_text(), "executor") if exported else earlier.read_text()
+    text, executor = earlier.read_text(), parameter(repository, earlier.parent.name, "executor")
+    if executor not in EXPORTED:
+        return text
+    instead = EXPORTED[executor]
+    return without(text, "executor") + (entry("executor", instead) if instead else "")

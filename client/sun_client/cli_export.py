@@ -9,7 +9,7 @@ import typer
 
 from sun_client.cli_options import RootOption
 
-FORMATS, LORA, EXECUTORS = ("onnx", "tensorrt"), ("merged", "separate"), ("onnx", "triton")
+FORMATS, LORA, EXECUTORS = ("onnx", "tensorrt"), ("merged", "separate"), ("onnx", "triton", "tensorrt")
 
 
 def export(
@@ -18,7 +18,8 @@ def export(
     out: Annotated[Path | None, typer.Option(
         help="A model repository to write the Triton model kv_TASK into, for the onnxruntime or the tensorrt backend.", show_default=False)] = None,
     executor: Annotated[str | None, typer.Option(
-        help="Have the task served by the export. onnx: inside its prefill model, on the CPU. triton: prefill calls kv_TASK of the root's repository.",
+        help="Have the task served by the export. onnx: inside its prefill model, on the CPU. triton: prefill calls kv_TASK of the root's repository. "
+             "tensorrt: a plan, inside its prefill model, on the GPU of its instance group.",
         show_default=False)] = None,
     dtype: Annotated[str, typer.Option(help="fp32, fp16 or, on a GPU, bf16: of linear layers and attention; norms and the KV are float32.")] = "fp32",
     lora: Annotated[str, typer.Option(help="merged into the weights, or separate: initialisers of its own, which a plan can have refitted.")] = "merged",
@@ -37,16 +38,16 @@ def export(
         if value not in known:
             raise ValueError(f"{option}: got {value!r}, expected one of {', '.join(known)}")
     place = Root.find(root)
-    here = executor == "onnx"
-    if here and (out is not None or format != "onnx"):
-        raise ValueError("--executor: onnx keeps an ONNX file beside the task's weights; --out and --format tensorrt are for triton")
+    here = executor in FORMATS
+    if here and (out is not None or format != executor or refit):
+        raise ValueError(f"--executor: {executor} keeps its file, of --format {executor}, beside the task's weights; --out and --refit are for triton")
     if not here and out is None and executor is None:
         raise ValueError("--out: name a folder for the Triton model, or have the task served by it with --executor")
     if executor == "triton" and out is not None and out.resolve() != place.models:
         raise ValueError(f"--out: executor triton calls a model of {place.models}; leave --out away")
     if dtype == "bf16" and format == "onnx" and (here or cpu):
         raise ValueError("--dtype: ONNX Runtime does not compute bf16 on the CPU, so the export could not be loaded; take fp32 or fp16")
-    target = place.models if out is None else out
+    target = out or place.models
     with show.quiet_libraries(), show.working(f"exporting {task}"):
         from sun_build.config_file import set_parameter
         from sun_build.export.entry import Export
@@ -55,7 +56,7 @@ def export(
         if refit:
             manifest = made.refit(target)
         elif format == "tensorrt":
-            manifest = made.plan(target)
+            manifest = made.plan(None if here else target)
         else:
             manifest = made.onnx_in_task() if here else made.onnx(target)
         if executor:

@@ -180,6 +180,8 @@ def test_adding_the_task_again_takes_its_export_and_executor_away(tmp_path):
     (["--task", "other", "--out", "x"], "there is no task 'other'; the tasks here are mine"),
     (["--task", "mine"], "--out: name a folder"),
     (["--task", "mine", "--executor", "onnx", "--out", "x"], "--executor: onnx keeps"),
+    (["--task", "mine", "--executor", "tensorrt"], "--executor: tensorrt keeps its file, of --format tensorrt"),
+    (["--task", "mine", "--executor", "tensorrt", "--format", "tensorrt", "--refit"], "--executor: tensorrt keeps its file, of --format tensorrt"),
     (["--task", "mine", "--executor", "triton", "--out", "x"], "--out: executor triton"),
     (["--task", "mine", "--out", "x", "--format", "gguf"], "--format: got 'gguf', expected one of onnx, tensorrt"),
     (["--task", "mine", "--out", "x", "--dtype", "int3"], "dtype: got 'int3', expected one of fp32, bf16, fp16"),

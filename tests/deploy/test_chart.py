@@ -124,6 +124,11 @@ def test_containers_can_do_little(template):
         assert {mount["name"] for mount in each["volumeMounts"]} <= {volume["name"] for volume in spec["volumes"]}
 
 
+def test_compiled_kernels_have_folders_of_the_root_s(template):
+    caches = {each["name"]: each["value"] for each in container(template())["env"]}
+    assert caches == {"NUMBA_CACHE_DIR": "/srv/sun/numba", "TRITON_CACHE_DIR": "/srv/sun/triton"}
+
+
 def test_a_pod_ends_after_its_streams_may(template):
     sleep = int(container(template())["lifecycle"]["preStop"]["exec"]["command"][1])
     assert pod(template())["terminationGracePeriodSeconds"] >= sleep + DRAIN_S + 5
@@ -165,6 +170,37 @@ def test_settings_are_config_pbtxt_s(template):
         assert lines == [line for line in committed.splitlines() if line.startswith(("backend", "instance_group"))]
 
 
+def groups(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("instance_group")]
+
+
+def test_a_gpu_is_in_the_models_settings_and_in_what_the_pod_asks_for(template):
+    manifests = template({"workers": {"device": "gpu", "count": 3, "parameters": {"scheme": "bf16"}}})
+    data, limits = manifests["ConfigMap"]["data"], container(manifests)["resources"]["limits"]
+    assert groups(data["decode.pbtxt"]) == ["instance_group [{ kind: KIND_GPU, count: 1, gpus: [ WORKER ] }]"] and groups(data["prefill.pbtxt"]) == []
+    assert '"executor" value { string_value: "cuda" }' in data["decode.pbtxt"] and "KIND_CPU" in data["sun.pbtxt"]
+    assert limits == {"memory": "8Gi", "nvidia.com/gpu": 3}
+    manifests = template({"prefill": {"device": "gpu", "parameters": {"transport": "shm"}}})
+    assert groups(manifests["ConfigMap"]["data"]["prefill.pbtxt"]) == ["instance_group [{ kind: KIND_GPU, count: 1, gpus: [ 0 ] }]"]
+    assert "executor" not in manifests["ConfigMap"]["data"]["decode.pbtxt"] and container(manifests)["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert "nvidia.com/gpu" not in str(container(template())["resources"])
+    asked = template({"workers": {"device": "gpu"}, "resources": {"limits": {"nvidia.com/gpu": 8}}})
+    assert container(asked)["resources"]["limits"]["nvidia.com/gpu"] == 8
+
+
+def test_each_worker_gets_a_gpu_of_its_own_and_a_prefill_module_one_group(template, laid_out, tmp_path):
+    data = template({"workers": {"device": "gpu"}, "prefill": {"device": "gpu"}})["ConfigMap"]["data"]
+    for prefill in tmp_path.glob("image/model_repository/prefill_*/config.pbtxt"):
+        prefill.write_text('backend: "sun_prefill"\ninstance_group [{ kind: KIND_CPU, count: 1 }]\n')
+    for name in ("decode", "prefill"):
+        (tmp_path / "settings" / f"{name}.pbtxt").write_text(data[f"{name}.pbtxt"])
+    done = laid_out()
+    assert done.returncode == 0, done.stderr
+    made = {path.parent.name: groups(path.read_text()) for path in tmp_path.glob("root/model_repository/*/config.pbtxt")}
+    on = "instance_group [{{ kind: KIND_GPU, count: 1, gpus: [ {} ] }}]".format
+    assert (made["decode_0"], made["decode_1"], made["prefill_math"], made["prefill_bash"]) == ([on(0)], [on(1)], [on(0)], [on(0)])
+
+
 def test_other_settings_are_other_pods(template):
     def checksum(values: dict) -> str:
         return template(values)["Deployment"]["spec"]["template"]["metadata"]["annotations"]["checksum/settings"]
@@ -190,6 +226,8 @@ def test_the_autoscaler_asks_for_figures_that_there_are_and_the_adapter_gives(te
     ({"autoscaling": {"enabled": True, "minReplicas": 5}}, "autoscaling.minReplicas: 5 is more than maxReplicas, 4"),
     ({"worker": {"count": 3}}, "worker"),
     ({"workers": {"count": 0}}, "workers/count"),
+    ({"workers": {"device": "tpu"}}, "workers/device"),
+    ({"prefill": {"parameters": {"executor": "cuda"}}}, "prefill.device: must be gpu for prefill.parameters.executor cuda"),
     ({"terminationGracePeriodSeconds": 30}, "terminationGracePeriodSeconds"),
 ])
 def test_what_cannot_be_is_refused_by_name(helm, tmp_path, values, words):

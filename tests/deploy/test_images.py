@@ -59,6 +59,17 @@ def test_the_container_runs_sun_serve_itself_and_as_nobody_special():
     assert instruction("EXPOSE").split() == [*(str(port) for port in vars(Ports()).values()), "8080"]
 
 
+def test_compiled_kernels_lie_where_they_may_be_loaded_as_libraries():
+    caches = dict(re.findall(r"(NUMBA_CACHE_DIR|TRITON_CACHE_DIR)=(\S+)", instruction("ENV")))
+    assert len(set(caches.values())) == 2
+    service = compose()["services"]["sun"]
+    volumes = [mount.split(":")[1] for mount in service["volumes"]]
+    for folder in caches.values():
+        # A tmpfs of Docker's is noexec.
+        assert any(Path(folder).is_relative_to(volume) for volume in volumes)
+        assert not any(Path(folder).is_relative_to(mount.split(":")[0]) for mount in service["tmpfs"])
+
+
 def test_its_triton_is_the_release_that_sun_setup_takes():
     # 2.51 is 24.10, and so on a month each; NVIDIA's image of another release would be left alone, for the wheel's server.
     year, month = map(int, re.search(r"^ARG TRITON=(\d+)\.(\d+)$", DOCKERFILE, re.M).groups())
@@ -114,6 +125,16 @@ def test_what_it_mounts_is_there_and_its_names_are_defined():
             source = mount.split(":")[0]
             assert (DEPLOY / source).is_file() if source.startswith(".") else source in volumes, mount
         assert set(service.get("depends_on", [])) <= compose()["services"].keys()
+
+
+def test_decode_workers_of_the_gpu_image_run_on_gpus():
+    mounts = [mount.rsplit(":", 2) for mount in yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]["sun"]["volumes"]]
+    assert [target for _, target, _ in mounts] == [f"/opt/sun/model_repository/decode_{k}/config.pbtxt" for k in (0, 1)]
+    for gpu, source in ((0, mounts[0][0]), (0, mounts[1][0].replace("${SUN_SECOND_GPU:-0}", "0")), (1, mounts[1][0].replace("${SUN_SECOND_GPU:-0}", "1"))):
+        text = (DEPLOY / source).read_text()
+        assert f"instance_group [{{ kind: KIND_GPU, count: 1, gpus: [ {gpu} ] }}]" in text and '"executor" value { string_value: "cuda" }' in text
+        # By which /dev/shm is sized.
+        assert re.search(r'"kv_tokens".*', text)[0] == re.search(r'"kv_tokens".*', (ROOT / "model_repository" / "decode_0" / "config.pbtxt").read_text())[0]
 
 
 def test_monitoring_scrapes_the_server_under_the_name_that_the_alerts_ask_for():

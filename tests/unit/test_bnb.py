@@ -76,3 +76,10 @@ def test_a_missing_package_is_named_with_its_scheme(monkeypatch, scheme):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     assert "bitsandbytes" in (why := why_not(scheme)) and scheme in why
     assert why_not("int4") is why_not("bf16") is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the library for CUDA loads here")
+def test_a_package_whose_cuda_library_does_not_load_is_told_from_one_that_runs():
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
+    table = pytest.importorskip("sun.decode.cuda.table", reason="needs the triton package")
+    assert "no library that loads here" in table.FORMATS["bnb-nf4"].missing(torch.device("cuda"))

@@ -12,11 +12,30 @@ import pytest
 pytest.importorskip("triton", reason="needs the triton package, whose compiler needs no GPU")
 
 
-def test_all_kernels_of_a_step_compile_and_layers_use_hoppers_matrix_instructions(tmp_path):
+from sun.decode.cuda.formats import SHARED_BYTES
+
+STEP = {"add_norm", "rotate_and_keep", "attend_parts", "join_parts", "silu_product"}
+LEAST = 99 << 10
+"""Shared memory that a program may have on the GPUs of compute capability 8.0 or later that have least of it (8.6, 8.9, 12.0)."""
+
+
+def test_all_kernels_compile_fit_into_shared_memory_and_layers_use_hoppers_matrix_instructions(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_cuda.py")), "int4", "8"], capture_output=True, text=True, env=environment)
+        [sys.executable, str(Path(__file__).with_name("compile_cuda.py")), "1", "64"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    made = {tuple(line.split()) for line in done.stdout.splitlines()}
-    assert made == {("add_norm",), ("rotate_and_keep",), ("attend_parts",), ("join_parts",), ("silu_product",), ("multiply", "wgmma")}
+    made: dict[str, list[list[str]]] = {}
+    for line in done.stdout.splitlines():
+        words = line.split()
+        if len(words) == 1:
+            kernels = made[words[0]] = []
+        else:
+            kernels.append(words)
+    assert {scheme: {name for name, *_ in kernels} - STEP for scheme, kernels in made.items()} == {
+        "fp32": set(), "bf16": set(), "int8": {"multiply"}, "int4": {"multiply"}}
+    for scheme, kernels in made.items():
+        assert STEP <= {name for name, *_ in kernels}
+        for name, shared, instructions in kernels:
+            assert int(shared) <= (SHARED_BYTES if (scheme, name) == ("int4", "multiply") else LEAST), (scheme, name)
+            assert (instructions == "wgmma") == (name == "multiply")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("triton", reason="needs the triton package; its interpreter needs no GPU")
@@ -52,6 +54,22 @@ def test_without_a_gpu_it_is_said_why_there_is_no_cuda_executor(base_dir):
     assert "CUDA" in why_not("cuda") and formats("cuda") == {}
     with pytest.raises(RuntimeError, match="executor: cuda does not run here"):
         load("cuda", base_dir, "bf16", device="cuda:0")
+
+
+@pytest.mark.parametrize("compiler, named, headers, words", [
+    (None, None, True, "neither gcc nor clang is on PATH"), ("gcc", "icx", True, "CC=icx is not on PATH"), ("gcc", None, False, "there is no .*Python.h"),
+    ("clang", None, True, None), ("icx", "icx", True, None)])
+def test_what_compiles_launchers_is_looked_for_before_a_worker_needs_it(monkeypatch, tmp_path, compiler, named, headers, words):
+    monkeypatch.setattr("sun.gpu.missing", lambda: None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", named) if named else monkeypatch.delenv("CC", raising=False)
+    if compiler:
+        (tmp_path / compiler).touch(0o755)
+    if headers:
+        (tmp_path / "Python.h").touch()
+    reason = why_not("cuda")
+    assert reason is words is None or re.search(words, reason)
 
 
 def test_all_formats_of_the_cpu_run_here():

@@ -98,6 +98,15 @@ def test_a_pool_that_does_not_fit_into_memory_is_refused_saying_what_would(monke
         KVPool(GEOMETRY, 101)
 
 
+def test_a_pool_that_does_not_fit_into_a_gpus_memory_is_refused_by_the_same_name(monkeypatch):
+    # 100 tokens of bf16: what the device has free, and what torch keeps of it without need.
+    free = {"mem_get_info": (GEOMETRY.kv_bytes(90, 2), 1 << 40), "memory_reserved": GEOMETRY.kv_bytes(30, 2), "memory_allocated": GEOMETRY.kv_bytes(20, 2)}
+    for name, value in free.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda device, value=value: value)
+    with pytest.raises(MemoryError, match="^kv_tokens: 101 tokens of KV need .* GiB, .* are free; 100 would fit"):
+        KVPool(GEOMETRY, 101, "cuda:0", torch.bfloat16)
+
+
 @pytest.mark.parametrize("budget", [0, -5])
 def test_a_pool_of_nothing_is_refused_by_name(budget):
     with pytest.raises(ValueError, match=f"^kv_tokens: must be 1 or more, got {budget}"):

@@ -116,7 +116,7 @@ def test_a_sequence_is_decoded_from_it(engines, bench, dtype):
 
 
 @pytest.mark.parametrize(("executor", "scheme", "reason"), [
-    ("tpu", "fp32", "executor: got 'tpu', expected one of torch, onnx, triton, cuda"), ("cuda", "int8", "scheme: got 'int8', executor cuda has fp32, bf16"),
+    ("tpu", "fp32", "executor: got 'tpu', expected one of torch, onnx, triton, cuda, tensorrt"), ("cuda", "int8", "scheme: got 'int8', executor cuda has fp32, bf16"),
     ("torch", "bf16", "prefill scheme: got 'bf16', expected one of fp32, int8")])
 def test_an_executor_or_scheme_that_there_is_not_is_refused_by_name(base_dir, repository, executor, scheme, reason):
     with pytest.raises(ValueError, match=reason):
@@ -127,3 +127,27 @@ def test_an_executor_or_scheme_that_there_is_not_is_refused_by_name(base_dir, re
 def test_without_a_gpu_it_is_said_why(base_dir, repository):
     with pytest.raises(RuntimeError, match="executor: cuda does not run here: torch .* CUDA"):
         load(base_dir, repository / "prefill_lora" / "1", "cuda", "bf16", "cuda:0")
+
+
+class Recorder:
+    """An executor on a device that is not there; keeps what it is to run."""
+
+    continues, max_tokens, device, dtype = True, 0, torch.device("meta"), torch.bfloat16
+
+    def __init__(self):
+        self.passes = []
+
+    def run(self, chunks):
+        self.passes += [(chunk.job.done, chunk.until, *chunk.job.kv.shape, chunk.job.kv.dtype, chunk.job.kv.device) for chunk in chunks]
+
+
+@pytest.mark.parametrize(("token_budget", "tokens"), [(100, 100), (1 << 20, tiny.CONTEXT - 2)])
+def test_on_a_device_the_largest_pass_has_run_before_the_first_prompt(base_dir, repository, token_budget, tokens):
+    task, model = load_prefill(base_dir, repository / "prefill_lora" / "1")
+    on_device, on_cpu = Recorder(), Recorder()
+    on_cpu.device = torch.device("cpu")
+    for executor in (on_device, on_cpu):
+        within(PrefillEngine(model, task, Inline(), token_budget, executor=executor).close)
+    geometry = model.geometry
+    kv = (geometry.layers, 2, geometry.kv_heads, tokens, geometry.head_dim, torch.bfloat16, torch.device("meta"))
+    assert on_device.passes == [(0, tokens, *kv), (tokens // 2, tokens, *kv)] and on_cpu.passes == []

@@ -17,8 +17,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     name: str = "a"
 
 
-def place(instance: dict[str, str] = {}, **parameters: str) -> Place:
-    config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}}
+def place(instance: dict[str, str] = {}, groups: list[dict] = [], **parameters: str) -> Place:
+    config = {"parameters": {key: {"string_value": value} for key, value in parameters.items()}, "instance_group": groups}
     return Place({
         "model_name": "decode_0", "model_repository": "/srv/models/decode_0", "model_version": "1", "model_config": json.dumps(config), **instance})
 
@@ -69,7 +69,7 @@ GPU = {"model_instance_kind": "GPU", "model_instance_device_id": "3"}
 
 
 def test_an_executor_runs_where_triton_placed_the_instance():
-    assert place(GPU).device("cuda") == "cuda:3"
+    assert place(GPU).device("cuda") == place(GPU).device("tensorrt") == "cuda:3"
     assert place({"model_instance_kind": "CPU", "model_instance_device_id": "0"}).device("cpu") is None
 
 
@@ -77,3 +77,17 @@ def test_an_executor_runs_where_triton_placed_the_instance():
 def test_an_executor_of_the_other_kind_is_refused(instance, executor, needed):
     with pytest.raises(ValueError, match=f"decode_0: parameters: executor is '{executor}', which needs instance_group kind {needed}"):
         place(instance).device(executor)
+
+
+@pytest.mark.parametrize("groups", [[], [{"kind": "KIND_CPU", "count": 1, "gpus": []}], [{"kind": "KIND_GPU", "count": 1, "gpus": [3]}]])
+def test_one_instance_is_one(groups):
+    place(groups=groups).only_one("there is one name")
+
+
+@pytest.mark.parametrize(("groups", "words"), [
+    ([{"kind": "KIND_CPU", "count": 2}], "count: 2"), ([{"kind": "KIND_GPU", "count": 2, "gpus": [0]}], "count: 2"),
+    ([{"kind": "KIND_GPU", "count": 1, "gpus": [0, 1]}], "gpus: 2"), ([{"kind": "KIND_GPU", "count": 1, "gpus": []}], "gpus: 0"),
+    ([{"kind": "KIND_GPU", "count": 1, "gpus": [0]}, {"kind": "KIND_GPU", "count": 1, "gpus": [1]}], "groups: 2")])
+def test_several_instances_of_one_name_are_refused_by_field(groups, words):
+    with pytest.raises(ValueError, match=rf"config\.pbtxt of decode_0: instance_group: {words}, must be 1: there is one name"):
+        place(groups=groups).only_one("there is one name")

@@ -46,7 +46,7 @@ def why_not(executor: str) -> str | None:
     """What keeps an executor from running here; None if nothing does."""
     if executor == "cpu":
         return None
-    return gpu.missing() or (None if importlib.util.find_spec("triton") else "the triton package is not installed")
+    return gpu.missing() or (gpu.compiler_missing() if importlib.util.find_spec("triton") else "the triton package is not installed")
 
 
 def formats(executor: str) -> dict[str, str | None]:
@@ -88,5 +88,6 @@ def load(executor: str, base_dir: str | Path, scheme: str, own: Path | None = No
     if reason := FORMATS[scheme].missing(on):
         raise RuntimeError(f"scheme: {scheme} does not run here: {reason}")
     base, model = load_decode(base_dir, reference(scheme), own)
+    decoder = of_model(model, scheme, dtype_of(scheme), on)  # first, so that the pool's room is what weights leave
     pool = KVPool(base.geometry, kv_tokens, on, dtype_of(scheme), spare=1)
-    return Loaded(base, CudaExecutor(of_model(model, scheme, dtype_of(scheme), on), pool, max(max_batch, REPLAY_ROWS)), pool, choose)
+    return Loaded(base, CudaExecutor(decoder, pool, max(max_batch, REPLAY_ROWS)), pool, choose)

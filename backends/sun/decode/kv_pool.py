@@ -16,20 +16,26 @@ if TYPE_CHECKING:
     from sun.model.manifest import Geometry
 
 
+def free_bytes(device: torch.device) -> int:
+    """Of a device's memory; what this process's torch holds of a GPU's without using it counts as free."""
+    if device.type == "cpu":
+        return available()
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
 class KVPool:
     """K and V of all sequences, [layers, 2, kv_heads, budget + spare, head_dim]; a slot is a range of the budget.
 
     A slot is contiguous so that attention reads it in place. It is taken for a sequence's whole possible length, so a
     sequence that was admitted always fits. spare: tokens after the budget that are in no slot, for rows that pad a batch.
-    Raises MemoryError naming kv_tokens if the CPU has no room for it: pages are taken only when they are first written, so that a pool
-    that is too large would be its process's death much later.
+    Raises MemoryError naming kv_tokens if the device has no room for it: of the CPU's, pages are taken only when they are first written, so that
+    a pool that is too large would be its process's death much later, and a GPU's own error names no setting.
     """
 
     def __init__(self, geometry: Geometry, budget: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, spare: int = 0):
         if budget < 1:
             raise ValueError(f"kv_tokens: must be 1 or more, got {budget}")
-        if torch.device(device).type == "cpu":
-            self._check_room(geometry, budget)
+        self._check_room(geometry, budget, torch.device(device), dtype)
         self.budget, self.spare = budget, spare
         self.data = torch.empty(geometry.layers, 2, geometry.kv_heads, budget + spare, geometry.head_dim, device=device, dtype=dtype)
         # Its own, so that steps need not wait for a prompt's KV.
@@ -37,11 +43,10 @@ class KVPool:
         self._slots = Slots(budget)
 
     @staticmethod
-    def _check_room(geometry: Geometry, budget: int) -> None:
-        need, free = geometry.kv_bytes(budget, 4), available()
-        if need > free:
-            raise MemoryError(f"kv_tokens: {budget} tokens of KV need {need / GIB:.1f} GiB, {free / GIB:.1f} are free; "
-                              f"{free // geometry.kv_bytes(1, 4)} would fit")
+    def _check_room(geometry: Geometry, budget: int, device: torch.device, dtype: torch.dtype) -> None:
+        token, free = geometry.kv_bytes(1, dtype.itemsize), free_bytes(device)
+        if budget * token > free:
+            raise MemoryError(f"kv_tokens: {budget} tokens of KV need {budget * token / GIB:.1f} GiB, {free / GIB:.1f} are free; {free // token} would fit")
 
     @property
     def free_tokens(self) -> int:

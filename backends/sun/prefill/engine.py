@@ -9,6 +9,7 @@ from concurrent.futures import Future
 
 import torch
 
+from sun import gpu
 from sun.handoff.kv import NAMES, kv_tensor
 from sun.handoff.ticket import describe
 from sun.handoff.transport import NO_ROOM, Transport
@@ -19,6 +20,7 @@ from sun.prefill.device import DeviceModule
 from sun.prefill.executor import Executor, TorchExecutor
 from sun.prefill.jobs import Chunk, Job, plan, plan_whole
 from sun.prefill.prefix_cache import BLOCK, PrefixCache
+from sun.watchdog import end
 
 
 class PrefillEngine:
@@ -40,6 +42,8 @@ class PrefillEngine:
         self._plan = plan if self.executor.continues else plan_whole
         self.model, self.task, self.transport = model, task, transport
         self.token_budget, self.threads = token_budget, threads
+        if self.executor.device.type != "cpu":
+            self._warm_up()
         self._jobs: deque[Job] = deque()
         self._passes = 0
         self._wake = threading.Condition()
@@ -76,6 +80,16 @@ class PrefillEngine:
             self._closed = True
             self._wake.notify()
         self._thread.join()
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Run the largest pass, of a whole prompt and of one's rest, before anybody waits for one: a device's libraries and kernels are loaded when
+        they are first used, and memory that does not suffice shows here."""
+        geometry, tokens = self.model.geometry, min(self.token_budget, self.model.base.max_context - 2)
+        kv = torch.empty(geometry.layers, 2, geometry.kv_heads, tokens, geometry.head_dim, dtype=self.executor.dtype, device=self.executor.device)
+        for done in (0, tokens // 2):
+            job = Job(torch.zeros(tokens, dtype=torch.int64), Future(), done, kv=kv)
+            self.executor.run([Chunk(job, job.left)])
 
     def _run(self) -> None:
         if self.threads:
@@ -149,6 +163,8 @@ class PrefillEngine:
             self.cache.clear()
 
     def _drop(self, job: Job, error: Exception) -> None:
+        if why := gpu.lost(self.executor.device):
+            end(f"the prefill module ends, to be loaded anew: {type(error).__name__}: {error}; the GPU can be used no more: {why}")
         self._leave(job)
         job.kv = job.place = torch.empty(0)
         if job.publication is not None:

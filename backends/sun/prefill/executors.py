@@ -11,15 +11,18 @@ from sun import gpu
 from sun.model.loading import load_prefill
 from sun.model.llama import Llama
 from sun.model.manifest import GPU_PREFILL_SCHEMES, TaskManifest
+from sun.prefill import tensorrt
 from sun.prefill.device import DTYPES, DeviceModule
 
-EXECUTORS = ("torch", "onnx", "triton", "cuda")
+EXECUTORS = ("torch", "onnx", "triton", "cuda", "tensorrt")
 
 
 def why_not(executor: str) -> str | None:
     """What keeps an executor from running here; None if nothing does. `triton` runs in a server that serves the exported module."""
     if executor == "cuda":
         return gpu.missing()
+    if executor == "tensorrt":
+        return gpu.missing() or tensorrt.missing() or None
     if executor == "onnx" and importlib.util.find_spec("onnxruntime") is None:
         return "the onnxruntime package is not installed"
     return None
@@ -32,6 +35,8 @@ def load(base_dir: str | Path, task_dir: str | Path, executor: str, scheme: str,
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor: got {executor!r}, expected one of {', '.join(EXECUTORS)}")
+    if executor == "tensorrt" and (reason := why_not(executor)):
+        raise RuntimeError(f"executor: tensorrt does not run here: {reason}")
     if executor != "cuda":
         return load_prefill(base_dir, task_dir, scheme)
     if scheme not in GPU_PREFILL_SCHEMES:

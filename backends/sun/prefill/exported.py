@@ -66,10 +66,10 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Write ``export.json``."""
         (folder / EXPORT_FILE).write_bytes(readable_json(self))
 
-    def check(self, base: BaseManifest, task: TaskManifest) -> None:
-        """Raise ValueError naming the field by which this is not an export of ``task`` as it is now."""
-        expected = {"task": task.name, "base_digest": base.digest, "weights_digest": task.weights_digest}
+    def check(self, base: BaseManifest, task: TaskManifest, format: str | None = None) -> None:
+        """Raise ValueError naming the field by which this is not an export of ``task`` as it is now, in ``format``."""
+        expected = {"format": format or self.format, "task": task.name, "base_digest": base.digest, "weights_digest": task.weights_digest}
         for field, value in expected.items():
             got = getattr(self, field)
             if got != value:
-                raise ValueError(f"{EXPORT_FILE} {field}: is {got!r}, the task's is {value!r}: export it again with `sun export`")
+                raise ValueError(f"{EXPORT_FILE} {field}: is {got!r}, here it must be {value!r}: export it again with `sun export`")

@@ -53,7 +53,7 @@ class OnnxExecutor:
 
     def __init__(self, folder: str | Path, checkpoint: str | Path, base: BaseManifest, task: TaskManifest, threads: int = 1):
         exported = ExportManifest.load(folder)
-        exported.check(base, task)
+        exported.check(base, task, "onnx")
         shares = exported.lora != "merged" and exported.dtype == FULL
         self._session, self._shared = session(Path(folder) / ONNX_FILE, threads, map_checkpoint(checkpoint) if shares else {})
 

@@ -1,4 +1,4 @@
-"""Executor ``triton``: batches of padded prompts through a model that Triton itself serves, in ONNX Runtime or as a TensorRT plan."""
+"""Batches of padded prompts, computed elsewhere: executor ``triton`` by a model that Triton itself serves, ``tensorrt`` by a plan that runs here."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def batches(chunks: list[Chunk], most: int) -> Iterator[list[Chunk]]:
 class PaddedExecutor:
     """Pads whole prompts to batches and computes them elsewhere.
 
-    folder: of the exported model, for its `export.json`, whose limits hold. Raises ValueError if it is not one of the task's weights.
+    folder: of the exported model, for its `export.json`, whose limits hold. Raises ValueError if it is not one of the task's weights, or not in ``format``.
     """
 
     continues = False
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, compute: Compute, folder: str | Path, base: BaseManifest, task: TaskManifest):
+    def __init__(self, compute: Compute, folder: str | Path, base: BaseManifest, task: TaskManifest, format: str | None = None):
         exported = ExportManifest.load(folder)
-        exported.check(base, task)
+        exported.check(base, task, format)
         self.compute, self.max_batch, self.max_tokens = compute, exported.max_batch, exported.max_tokens
 
     def run(self, chunks: list[Chunk]) -> None:

@@ -15,6 +15,7 @@ import torch
 from sun.model.loading import load_prefill
 from sun.model.manifest import BaseManifest
 from sun.prefill.exported import EXPORT_FILE, ONNX_FILE, PLAN_FILE, ExportManifest, kv_model
+from sun.prefill.tensorrt import Plan
 from sun_build.export import parity, tensorrt
 from sun_build.export.module import PrefillModule
 from sun_build.export.onnx import OPSET, export_onnx
@@ -53,8 +54,7 @@ class Export:
         """Put an ONNX file beside the task's weights, where executor ``onnx`` looks for it."""
         with scratch(self.repository.parent) as folder:
             manifest = self._onnx(folder)
-            for name in (ONNX_FILE, f"{ONNX_FILE}.data", EXPORT_FILE):
-                (folder / name).replace(self.task_dir / name)
+            move(folder, self.task_dir)
         return manifest
 
     def onnx(self, out: Path) -> ExportManifest:
@@ -64,14 +64,16 @@ class Export:
             self._place(folder, manifest, out)
         return manifest
 
-    def plan(self, out: Path) -> ExportManifest:
+    def plan(self, out: Path | None) -> ExportManifest:
         """Write `kv_<task>` for Triton's TensorRT backend below ``out``; with an adapter that is not merged, one that `refit` can change.
+
+        Without ``out``, put the plan beside the task's weights, where executor ``tensorrt`` looks for it.
 
         Raises RuntimeError saying what is missing where no plan can be built.
         """
         trt = tensorrt.tensorrt_module()
         made = profiles(self.max_batch, min(self.max_tokens, BaseManifest.load(self.base_dir).max_context - 2))
-        with scratch(self.repository.parent) as onnx, scratch(out.absolute().parent) as folder:
+        with scratch(self.repository.parent) as onnx, scratch((out or self.repository).absolute().parent) as folder:
             manifest = self._onnx(onnx)
             tensorrt.build_plan(trt, onnx / ONNX_FILE, folder / PLAN_FILE, made, self.adapter(), self.repository.parent / TIMING_CACHE)
             manifest = msgspec.structs.replace(
@@ -112,20 +114,27 @@ class Export:
         if not torch.cuda.is_available():
             return None
         model = load_prefill(self.base_dir, self.task_dir)[1]
-        found = parity.compare(tensorrt.Plan(trt, plan), model, f"tensorrt {trt.__version__}", self.max_batch, max_tokens)
+        found = parity.compare(Plan(plan), model, f"tensorrt {trt.__version__}", self.max_batch, max_tokens)
         parity.check(found, self.dtype)
         return found
 
-    def _place(self, folder: Path, manifest: ExportManifest, out: Path, count: int = 0) -> None:
-        """Make the files of ``folder`` version 1 of the entry below ``out``."""
+    def _place(self, folder: Path, manifest: ExportManifest, out: Path | None, count: int = 0) -> None:
+        """Make the files of ``folder`` version 1 of the entry below ``out``, or the task's own."""
+        if out is None:
+            return move(folder, self.task_dir)
         made = folder / kv_model(self.task)
         (made / "1").mkdir(parents=True)
-        for file in [path for path in folder.iterdir() if path.is_file()]:
-            file.replace(made / "1" / file.name)
+        move(folder, made / "1")
         out.mkdir(exist_ok=True)
         (made / "config.pbtxt").write_text(config_text(manifest, BaseManifest.load(self.base_dir).geometry, count, self.gpu))
         shutil.rmtree(out / made.name, ignore_errors=True)
         made.replace(out / made.name)
+
+
+def move(folder: Path, target: Path) -> None:
+    """The files of a folder."""
+    for file in [path for path in folder.iterdir() if path.is_file()]:
+        file.replace(target / file.name)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""TensorRT plans: built from an ONNX file, refitted with another adapter, run. Written for TensorRT 10 and 11; needs an NVIDIA GPU.
+"""TensorRT plans: built from an ONNX file, refitted with another adapter. Written for TensorRT 10 and 11; needs an NVIDIA GPU.
 
 Types are those of the ONNX file (networks are strongly typed, which TensorRT 11 does in any case): bf16 and fp16 are chosen by what
 is exported, not by a flag of the builder.
@@ -6,7 +6,6 @@ is exported, not by a flag of the builder.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -14,21 +13,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from sun.prefill.exported import INPUT, OUTPUT
+from sun.prefill.exported import INPUT
+from sun.prefill.tensorrt import missing
 from sun_build.export.profiles import Profile
-
-
-def missing() -> str:
-    """What this machine lacks for plans, in a sentence; empty if nothing."""
-    try:
-        import tensorrt  # noqa: F401
-    except ImportError as error:
-        return f"the package tensorrt does not import ({error}); install the version that your Triton container has"
-    try:
-        started = ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
-    except OSError:
-        started = False
-    return "" if started else "there is no NVIDIA GPU, or its driver does not start"
 
 
 def tensorrt_module() -> ModuleType:
@@ -93,25 +80,3 @@ def refit_plan(trt: ModuleType, plan: Path, out: Path, weights: dict[str, Tensor
     config = engine.create_serialization_config()
     config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)  # so that it can be refitted again
     out.write_bytes(engine.serialize_with_config(config))
-
-
-class Plan:
-    """A plan as a function of token ids [batch, length] to KV, both on the CPU, by the profile that covers all shapes. Needs torch's CUDA."""
-
-    def __init__(self, trt: ModuleType, plan: Path):
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
-        self._context = self._engine.create_execution_context()
-        self._stream = torch.cuda.Stream()
-        self._context.set_optimization_profile_async(self._engine.num_optimization_profiles - 1, self._stream.cuda_stream)
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        with torch.cuda.stream(self._stream):
-            ids = ids.cuda()
-            self._context.set_input_shape(INPUT, tuple(ids.shape))
-            kv = torch.empty(tuple(self._context.get_tensor_shape(OUTPUT)), dtype=torch.float32, device="cuda")
-            self._context.set_tensor_address(INPUT, ids.data_ptr())
-            self._context.set_tensor_address(OUTPUT, kv.data_ptr())
-            if not self._context.execute_async_v3(self._stream.cuda_stream):
-                raise RuntimeError("TensorRT did not run the plan; its log above says why")
-            return kv.cpu()

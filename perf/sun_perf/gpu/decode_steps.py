@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from copy import copy
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -11,6 +14,7 @@ from sun.decode.cuda.executor import CudaExecutor
 from sun.decode.cuda.sampling import choose
 from sun.decode.cuda.table import dtype_of
 from sun.decode.kv_pool import KVPool
+from sun_perf.gpu.books import Piece
 from sun_perf.gpu.clock import Bandwidth, device_ms, median_ms
 from sun_perf.gpu.plan import Plan
 
@@ -52,21 +56,24 @@ def floor_ms(plan: Plan, decoder: Decoder, limits: Bandwidth, batch: int) -> flo
     return (decoder.step_bytes + kv) / 1e6 / limits.best
 
 
-def steps(plan: Plan, scheme: str, limits: Bandwidth) -> list[dict]:
-    """A row a batch: ms of a step with sampling, of its kernels alone, without CUDA graphs; tokens/s; over the floor."""
+def steps(plan: Plan, scheme: str, limits: Callable[[], Bandwidth | None]) -> Iterator[Piece]:
+    """A row a batch: ms of a step with sampling, of its kernels alone, without CUDA graphs; tokens/s; over the floor, where bandwidth was measured."""
     decoder, most = decoder_of(plan, scheme), max(plan.batches)
     pool = pool_of(plan, scheme, most)
-    stepper, rows = Stepper(plan, CudaExecutor(decoder, pool, most)), []
-    eager = CudaExecutor(decoder, pool, most, graphs=False)
-    for batch in plan.batches:
-        ms = median_ms(lambda batch=batch: stepper.step(batch), plan.device, plan.times)
-        kernels = device_ms(lambda batch=batch: stepper.forward(batch), plan.device, plan.times)
-        least = floor_ms(plan, decoder, limits, batch)
-        with_graphs, stepper.executor = stepper.executor, eager
-        without = median_ms(lambda batch=batch: stepper.step(batch), plan.device, max(1, plan.times // 4))
-        stepper.executor = with_graphs
-        rows.append({
+    stepper = Stepper(plan, CudaExecutor(decoder, pool, most))
+    eager = copy(stepper)  # with the same slots
+    eager.executor = CudaExecutor(decoder, pool, most, graphs=False)
+
+    def row(batch: int) -> Iterator[dict]:
+        ms = median_ms(lambda: stepper.step(batch), plan.device, plan.times)
+        kernels = device_ms(lambda: stepper.forward(batch), plan.device, plan.times)
+        without = median_ms(lambda: eager.step(batch), plan.device, max(1, plan.times // 4))
+        bandwidth = limits()
+        least = None if bandwidth is None else floor_ms(plan, decoder, bandwidth, batch)
+        yield {
             "scheme": scheme, "batch": batch, "context": plan.context, "ms": round(ms, 3), "kernels_ms": round(kernels, 3),
-            "without_graphs_ms": round(without, 3), "tokens_s": round(batch / ms * 1e3, 1), "floor_ms": round(least, 3), "over_floor": round(ms / least, 2),
-            "weights_gb": round(decoder.step_bytes / 1e9, 3)})
-    return rows
+            "without_graphs_ms": round(without, 3), "tokens_s": round(batch / ms * 1e3, 1), "floor_ms": least and round(least, 3),
+            "over_floor": least and round(ms / least, 2), "weights_gb": round(decoder.step_bytes / 1e9, 3)}
+
+    for batch in plan.batches:
+        yield f"batch {batch}", partial(row, batch)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import select
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +17,14 @@ import torch
 from sun.decode.kv_pool import KVPool
 from sun.handoff.cuda_driver import CudaDriver
 from sun.handoff.device import DeviceBuffer, Driver
+from sun_perf.gpu.books import Piece
 from sun_perf.gpu.clock import median_ms
 from sun_perf.gpu.plan import Plan
 from sun_perf.gpu.stand_in import StandIn
+
+PUBLISH_S = 60.0
+END_S = 10.0
+"""Most seconds until the other process has published, which imports torch first, and until it has ended."""
 
 
 def driver_of(device: str, folder: Path) -> Driver:
@@ -36,14 +44,16 @@ def publish(device: str, folder: str, nbytes: int) -> None:
 
 
 def told(process: subprocess.Popen) -> dict:
-    """What the publishing process prints first. Raises RuntimeError if it ends without."""
+    """What the publishing process prints first. Raises RuntimeError if it ends without, or takes long."""
+    if not select.select([process.stdout], [], [], PUBLISH_S)[0]:
+        raise RuntimeError(f"the publishing process has published nothing in {PUBLISH_S:.0f} s")
     line = process.stdout.readline()
     if not line:
         raise RuntimeError(f"the publishing process ended with code {process.wait()}: {process.stderr.read()[-2000:]}")
     return json.loads(line)
 
 
-def ipc(plan: Plan) -> list[dict]:
+def ipc(plan: Plan) -> Iterator[Piece]:
     """A row a prompt length: ms of opening, of the checksum, and of both `verified` and copied into the pool; GB/s of the copy alone.
 
     same: whether what the pool has is bit by bit what the other process wrote.
@@ -63,14 +73,18 @@ def ipc(plan: Plan) -> list[dict]:
             opening = (time.perf_counter() - started) * 1e3
             if DeviceBuffer(driver, address, nbytes).checksum() != made["checksum"]:
                 raise RuntimeError("what was opened is not what the other process wrote")
-            rows = [row(plan, DeviceBuffer(driver, address, plan.shape.kv_bytes(tokens, 2)), tokens, opening) for tokens in plan.prompts]
+            for tokens in plan.prompts:
+                yield f"{tokens} tokens", partial(row, plan, DeviceBuffer(driver, address, plan.shape.kv_bytes(tokens, 2)), tokens, opening)
             driver.close(address)
-            return rows
         finally:
-            process.communicate()
+            try:
+                process.communicate(timeout=END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
 
 
-def row(plan: Plan, buffer: DeviceBuffer, tokens: int, opening: float) -> dict:
+def row(plan: Plan, buffer: DeviceBuffer, tokens: int, opening: float) -> Iterator[dict]:
     """One length's."""
     shape = plan.shape
     pool = KVPool(shape, tokens, plan.device, torch.bfloat16, spare=1)
@@ -85,7 +99,7 @@ def row(plan: Plan, buffer: DeviceBuffer, tokens: int, opening: float) -> dict:
     copied = median_ms(lambda: pool.fill(slot, kv), plan.device, times)
     summed = median_ms(buffer.checksum, plan.device, times)
     verified = median_ms(both, plan.device, times)
-    return {
+    yield {
         "tokens": tokens, "mb": round(buffer.nbytes / 1e6, 2), "open_ms": round(opening, 3), "copy_ms": round(copied, 3), "checksum_ms": round(summed, 3),
         "verified_ms": round(verified, 3), "verified_us_per_token": round(verified * 1e3 / tokens, 2), "copy_gb_s": round(buffer.nbytes / 1e6 / copied, 2),
         "same": bool(torch.equal(pool.view(slot, tokens), kv))}

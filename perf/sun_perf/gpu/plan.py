@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -11,11 +11,13 @@ from sun.model.shape import Angles, Shape
 
 TINY = Shape(
     layers=1, hidden=256, inner=256, heads=4, kv_heads=2, head_dim=64, vocab=96, norm_eps=1e-5, max_context=256,
-    rope=Angles([1.0 / 100 ** (i / 32) for i in range(32)]), normed=True)
-SMALL = Shape(
-    layers=4, hidden=1024, inner=2816, heads=16, kv_heads=4, head_dim=64, vocab=4096, norm_eps=1e-5, max_context=4096,
-    rope=Angles([1.0 / 10000 ** (i / 32) for i in range(32)]))
-"""Of the models whose logits are compared with plain torch's."""
+    rope=Angles([1.0 / 100 ** (i / 32) for i in range(32)]), normed=True, biases=True)
+
+
+def small_of(shape: Shape) -> Shape:
+    """A model like ``shape`` whose logits plain torch computes on the CPU, too: with its heads, norms and biases, but fewer and narrower."""
+    kv_heads = min(4, shape.kv_heads)
+    return replace(shape, layers=4, hidden=1024, inner=2816, heads=shape.heads // shape.kv_heads * kv_heads, kv_heads=kv_heads, vocab=4096)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Plan:
 
 def for_gpu(shape: Shape, device: torch.device, schemes: tuple[str, ...], context: int, budget_s: float) -> Plan:
     """Minutes on one GPU."""
-    return Plan(shape, SMALL, device, schemes, (1, 4, 8, 16, 32, 64), context, (2, 4, 8), 32, (128, 512, 2048), (128, 512, 2048, 8192), 512, (1, 16, 64), 20, 4 << 30, budget_s)
+    return Plan(shape, small_of(shape), device, schemes, (1, 4, 8, 16, 32, 64), context, (2, 4, 8), 32, (128, 512, 2048), (128, 512, 2048, 8192), 512,
+                (1, 16, 64), 20, 4 << 30, budget_s)
 
 
 def smoke(schemes: tuple[str, ...]) -> Plan:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from sun.model.weights import Linear
 from sun.prefill.device import DTYPES, DeviceLayer, DeviceModule, LastLayer
 from sun.prefill.executor import TorchExecutor
 from sun.prefill.jobs import Chunk, Job
+from sun_perf.gpu.books import Piece
 from sun_perf.gpu.clock import median_ms
 from sun_perf.gpu.decode_steps import decoder_of
 from sun_perf.gpu.plan import Plan
@@ -53,19 +55,21 @@ def run(executor: TorchExecutor, job: Job, chunk: int) -> torch.Tensor:
     return job.kv
 
 
-def prefill(plan: Plan) -> list[dict]:
+def prefill(plan: Plan) -> Iterator[Piece]:
     """A row a prompt length: ms and tokens/s in one pass and in chunks of the plan's. tflops: of the linear layers alone, 2 a weight and token."""
-    executor, rows = TorchExecutor(module_of(plan, decoder_of(plan, "bf16"))), []
+    executor = TorchExecutor(module_of(plan, decoder_of(plan, "bf16")))
     weights = plan.shape.layers * sum(outputs * inputs for outputs, inputs in plan.shape.linears.values())
-    for tokens in plan.prefills:
+
+    def row(tokens: int) -> Iterator[dict]:
         job = job_of(executor, torch.randint(plan.shape.vocab, (tokens,)))
-        whole, chunked = (
-            median_ms(lambda job=job, chunk=chunk: run(executor, job, chunk), plan.device, max(1, plan.times // 4)) for chunk in (tokens, plan.chunk))
-        rows.append({
+        whole, chunked = (median_ms(lambda chunk=chunk: run(executor, job, chunk), plan.device, max(1, plan.times // 4)) for chunk in (tokens, plan.chunk))
+        yield {
             "scheme": "bf16", "tokens": tokens, "ms": round(whole, 3), "tokens_s": round(tokens / whole * 1e3, 1),
             "tflops": round(2e-9 * weights * tokens / whole, 1), "chunk": plan.chunk, "chunked_ms": round(chunked, 3),
-            "chunked_tokens_s": round(tokens / chunked * 1e3, 1)})
-    return rows
+            "chunked_tokens_s": round(tokens / chunked * 1e3, 1)}
+
+    for tokens in plan.prefills:
+        yield f"{tokens} tokens", partial(row, tokens)
 
 
 def errors(plan: Plan, model) -> Iterator[tuple[str, float, float]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from sun.decode.cuda.executor import CudaExecutor
 from sun.model.shape import Shape
+from sun_perf.gpu.books import Piece
 from sun_perf.gpu.clock import median_ms, wait
 from sun_perf.gpu.decode_steps import Stepper, decoder_of, pool_of
 from sun_perf.gpu.plan import Plan
@@ -23,22 +26,25 @@ def weight_bytes(shape: Shape, scheme: str) -> int:
     return (linear * bits[0] + head * bits[1]) // 8 + 2 * head
 
 
-def systems(plan: Plan) -> list[dict]:
+def systems(plan: Plan) -> Iterator[Piece]:
     """A row a system and number of tasks.
 
     conventional: each task has a bf16 module of its own, which decodes its own sequences; modules take turns on the GPU.
     sun: one bf16 module decodes all sequences in one batch; qsun: a low-bit one. Where a task's modules do not all fit,
     conventional's time is that of one module's step times the tasks (measured: false).
     """
-    rows = []
     for name, scheme in (("sun", "bf16"), *(("qsun", scheme) for scheme in ("int8", "int4") if scheme in plan.schemes)):
-        stepper, allocated = shared(plan, scheme)
-        ms = median_ms(lambda stepper=stepper: stepper.step(plan.sequences), plan.device, plan.times)
-        rows += [row(plan, name, scheme, tasks, ms, True, 1, allocated) for tasks in plan.tasks]
-        del stepper
+        yield f"{name} {scheme}", partial(together, plan, name, scheme)
     for tasks in plan.tasks:
-        rows.append(conventional(plan, tasks))
-    return rows
+        yield f"conventional, {tasks} tasks", partial(conventional, plan, tasks)
+
+
+def together(plan: Plan, name: str, scheme: str) -> Iterator[dict]:
+    """One module for all: the same step, whosever sequences they are."""
+    stepper, allocated = shared(plan, scheme)
+    ms = median_ms(lambda: stepper.step(plan.sequences), plan.device, plan.times)
+    for tasks in plan.tasks:
+        yield row(plan, name, scheme, tasks, ms, True, 1, allocated)
 
 
 def row(plan: Plan, name: str, scheme: str, tasks: int, ms: float, measured: bool, modules: int, allocated: float | None) -> dict:
@@ -63,7 +69,7 @@ def shared(plan: Plan, scheme: str) -> tuple[Stepper, float]:
     return Stepper(plan, CudaExecutor(decoder, pool_of(plan, scheme, plan.sequences), plan.sequences)), taken
 
 
-def conventional(plan: Plan, tasks: int) -> dict:
+def conventional(plan: Plan, tasks: int) -> Iterator[dict]:
     """A module a task, in turn, each with its share of the sequences."""
     share = plan.sequences // tasks
     gc.collect()
@@ -82,4 +88,4 @@ def conventional(plan: Plan, tasks: int) -> dict:
             stepper.step(share)
 
     ms = median_ms(round_of_steps, plan.device, plan.times) * tasks / modules
-    return row(plan, "conventional", "bf16", tasks, ms, modules == tasks, tasks, taken)
+    yield row(plan, "conventional", "bf16", tasks, ms, modules == tasks, tasks, taken)

@@ -12,14 +12,14 @@ def table(made: dict) -> str:
 
 def lines(made: dict) -> Iterator[str]:
     """The parts that are there, in order."""
-    machine, limits = made["machine"], made.get("limits", {})
+    machine, limits = made["machine"], next(iter(made.get("limits", [])), {})
     where = "Triton's interpreter on a CPU: its times mean nothing" if made["interpreted"] else machine["gpu"]
     yield f"\n{where}; torch {machine['torch']}, triton {made['triton']}; {made['config']}, random weights"
     if limits:
         yield f"memory: read {limits['read_gb_s']} GB/s, copied {limits['copy_gb_s']} GB/s (bytes read and written)"
     for check in made.get("checks", []):
         limit = "" if check["limit"] is None else f" (limit {check['limit']:.3g})"
-        yield f"{'ok    ' if check['passed'] else 'FAILED'} {check['check']}: {check['error']:.3g}{limit}"
+        yield f"{'ok    ' if check['passed'] else 'FAILED'} {check['check']}: {check['error']}{limit}"
     rows = [row for name, part in made.items() if name.startswith("steps_") for row in part]
     if rows:
         yield f"\nA decode step, context {rows[0]['context']}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -11,6 +13,7 @@ from triton.runtime.errors import OutOfResources
 from sun.decode.cuda.formats import Dense, Int4, Int8
 from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP4, Tile
 from sun.decode.cuda.table import pack
+from sun_perf.gpu.books import Piece
 from sun_perf.gpu.clock import captured, device_ms
 from sun_perf.gpu.plan import Plan
 
@@ -36,33 +39,37 @@ def copies(layer: Dense | Int8 | Int4, plan: Plan) -> list:
     return made
 
 
-def tiles(plan: Plan, scheme: str) -> list[dict]:
+def tiles(plan: Plan, scheme: str) -> Iterator[Piece]:
     """A row a layer of the timed shape and number of rows: us of bf16's, of the default tile and of the fastest one."""
-    found, most = [], plan.batches[-1]
-    for name, (outputs, inputs) in plan.shape.linears.items():
-        weight = torch.randn(outputs, inputs, device=plan.device, dtype=torch.bfloat16)
-        layers, dense = copies(pack(weight, scheme, torch.bfloat16), plan), copies(pack(weight, "bf16", torch.bfloat16), plan)
-        default = layers[0].tile
-        for rows in sorted({min(16, most), most}):
-            x = torch.randn(rows, inputs, device=plan.device, dtype=torch.bfloat16)
+    for name in plan.shape.linears:
+        yield name, partial(rows, plan, scheme, name)
 
-            def us(layers: list, tile: Tile | None = None, x: torch.Tensor = x) -> float:
-                def run() -> None:
-                    for layer in layers:
-                        if tile:
-                            layer.tile = tile
-                        layer(x)
 
-                return device_ms(captured(run, plan.device), plan.device, plan.times) / len(layers) * 1e3
+def rows(plan: Plan, scheme: str, name: str) -> Iterator[dict]:
+    """One layer's."""
+    (outputs, inputs), most = plan.shape.linears[name], plan.batches[-1]
+    weight = torch.randn(outputs, inputs, device=plan.device, dtype=torch.bfloat16)
+    layers, dense = copies(pack(weight, scheme, torch.bfloat16), plan), copies(pack(weight, "bf16", torch.bfloat16), plan)
+    default = layers[0].tile
+    for batch in sorted({min(16, most), most}):
+        x = torch.randn(batch, inputs, device=plan.device, dtype=torch.bfloat16)
 
-            # The default one first, so that it is there even if there is no time for more.
-            times = {default: us(layers, default)}
-            for tile in candidates(default, inputs)[: None if plan.device.type == "cuda" else 2]:
-                if plan.left_s > 0 and tile != default:
-                    with suppress(OutOfResources):  # more shared memory than there is
-                        times[tile] = us(layers, tile)
-            best = min(times, key=times.__getitem__)
-            found.append({
-                "scheme": scheme, "layer": name, "outputs": outputs, "inputs": inputs, "rows": rows, "bf16_us": round(us(dense), 1),
-                "default": str(default), "default_us": round(times[default], 1), "best": str(best), "best_us": round(times[best], 1), "tried": len(times)})
-    return found
+        def us(layers: list, tile: Tile | None = None, x: torch.Tensor = x) -> float:
+            def run() -> None:
+                for layer in layers:
+                    if tile:
+                        layer.tile = tile
+                    layer(x)
+
+            return device_ms(captured(run, plan.device), plan.device, plan.times) / len(layers) * 1e3
+
+        # The default one first, so that it is there even if there is no time for more.
+        times = {default: us(layers, default)}
+        for tile in candidates(default, inputs)[: None if plan.device.type == "cuda" else 2]:
+            if plan.left_s > 0 and tile != default:
+                with suppress(OutOfResources):  # more shared memory than there is
+                    times[tile] = us(layers, tile)
+        best = min(times, key=times.__getitem__)
+        yield {
+            "scheme": scheme, "layer": name, "outputs": outputs, "inputs": inputs, "rows": batch, "bf16_us": round(us(dense), 1),
+            "default": str(default), "default_us": round(times[default], 1), "best": str(best), "best_us": round(times[best], 1), "tried": len(times)}

@@ -15,7 +15,8 @@ BLOCK = 64
 
 
 class BnbNf4:
-    """4-bit codes, fused with the product for one row; for more rows bitsandbytes makes bf16 weights of them first."""
+    """4-bit codes. Version 0.50.2 multiplies by them as they lie for up to 4 rows, and for more by the layer's size and the GPU; else it
+    makes weights in x's type first."""
 
     parts = 1
 
@@ -33,10 +34,16 @@ class BnbNf4:
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
-        """A package of its own."""
+        """A package of its own, and its library for this CUDA, without which it imports all the same."""
         if importlib.util.find_spec("bitsandbytes") is None:
             return "the bitsandbytes package is not installed"
-        return "this one is for GPUs" if device.type != "cuda" else capability_missing(device, (8, 0))
+        if device.type != "cuda":
+            return "this one is for GPUs"
+        from bitsandbytes.cextension import lib
+
+        if not lib.compiled_with_cuda:
+            return f"bitsandbytes has no library that loads here for CUDA {torch.version.cuda}; `python -m bitsandbytes` tells more"
+        return capability_missing(device, (8, 0))
 
     @staticmethod
     def fits(weight: Tensor) -> bool:

@@ -26,6 +26,8 @@ for added in $ADDED; do
   sun task add "${added%%=*}" --weights "$WEIGHTS/${added#*=}" --root "$ROOT"
 done
 for prefill in prefill_*; do
+  # Where a parameter that comes again takes the first one's place, a second instance group is one more.
+  ! grep -q '^instance_group' "$SETTINGS/prefill.pbtxt" || sed -i '/^instance_group/d' "$prefill/config.pbtxt"
   cat "$SETTINGS/prefill.pbtxt" >> "$prefill/config.pbtxt"
 done
 
@@ -33,7 +35,7 @@ rm -rf decode_*
 worker=0
 while [ "$worker" -lt "$WORKERS" ]; do
   mkdir -p "decode_$worker/1"
-  cp "$SETTINGS/decode.pbtxt" "decode_$worker/config.pbtxt"
+  sed "s/WORKER/$worker/" "$SETTINGS/decode.pbtxt" > "decode_$worker/config.pbtxt"
   worker=$((worker + 1))
 done
 cp "$SETTINGS/sun.pbtxt" sun/config.pbtxt

@@ -24,6 +24,24 @@ parameters { key: {{ $key | quote }} value { string_value: {{ $value | toString 
 {{- end }}
 {{- end }}
 
+{{- /* A model's instance group and parameters. A GPU is what executor cuda needs, and no other takes. */}}
+{{- define "sun.onDevice" -}}
+{{- if eq .device "gpu" }}
+instance_group [{ kind: KIND_GPU, count: 1, gpus: [ {{ .gpu }} ] }]
+{{- include "sun.parameters" (merge (deepCopy .parameters) (dict "executor" "cuda")) }}
+{{- else }}
+{{- .cpu }}
+{{- include "sun.parameters" .parameters }}
+{{- end }}
+{{- end }}
+
+{{- /* Of the server's container: with the GPUs that its models are placed on, one for each worker, and prefill on the first. */}}
+{{- define "sun.resources" -}}
+{{- $gpus := ternary (int .Values.workers.count) (ternary 1 0 (eq .Values.prefill.device "gpu")) (eq .Values.workers.device "gpu") }}
+{{- $asked := ternary (dict "limits" (dict "nvidia.com/gpu" $gpus)) (dict) (gt $gpus 0) }}
+{{- toYaml (merge (deepCopy .Values.resources) $asked) }}
+{{- end }}
+
 {{- /* MiB of /dev/shm, rounded up. The router's own bound, where it is not set (or 0), is the pools' sum. */}}
 {{- define "sun.sharedMemoryMi" -}}
 {{- $tokens := .Values.router.parameters.max_running_tokens | default (mul .Values.workers.count .Values.workers.parameters.kv_tokens) }}
@@ -38,6 +56,11 @@ parameters { key: {{ $key | quote }} value { string_value: {{ $value | toString 
 {{- end }}
 {{- if and .Values.tasks.added (not .Values.tasks.volume) }}
 {{- fail "tasks.volume: tasks.added names folders of it, and there is none" }}
+{{- end }}
+{{- range $name, $model := dict "workers" .Values.workers "prefill" .Values.prefill }}
+{{- if and (eq $model.device "cpu") (eq (toString $model.parameters.executor) "cuda") }}
+{{- fail (printf "%s.device: must be gpu for %s.parameters.executor cuda, which a model on the CPU refuses" $name $name) }}
+{{- end }}
 {{- end }}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) }}
 {{- fail (printf "autoscaling.minReplicas: %v is more than maxReplicas, %v" .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) }}
