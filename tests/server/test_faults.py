@@ -173,6 +173,7 @@ def test_when_router_or_server_die_streams_end_with_an_error_and_all_is_started_
     else:
         os.kill(watched.server.pid, signal.SIGKILL)
     watched.until(lambda: "the server serves again" in watched.said)
+    assert "Started" in watched.server.earlier_log.read_text()
     with pytest.raises(SunError):
         answer.result(timeout=HEAL_S)
     assert watched.ask("math", {"temperature": 0}).result() == expected["math", 0]
