@@ -52,9 +52,10 @@ def test_a_pause_is_found_in_the_time_that_it_lies_in_and_in_no_other(client):
         ended = time.perf_counter()
         time.sleep(0.3)
         end = time.perf_counter()
-    assert streams.longest_ms(begun, ended) >= 1000 and streams.longest_ms(start, end) >= 1000
+    # A token that is under way when the pause begins comes late on a busy machine, and the pause is the shorter for it.
+    assert streams.longest_ms(begun, ended) >= 800 and streams.longest_ms(start, end) >= 800
     assert streams.longest_ms(end + 100, end + 101) == 0
-    assert streams.longest_ms(ended + 0.2, end) < 1000, "an earlier pause is none of this time's"
+    assert streams.longest_ms(ended + 0.2, end) < 800, "an earlier pause is none of this time's"
     assert streams.failed == []
 
 
@@ -69,7 +70,7 @@ def test_each_change_is_followed_by_as_long_a_time_without(client, monkeypatch):
 
     report = measure("host:1", ["a"], 1, {"stop": still, "nothing": lambda: time.sleep(0.3)}, rounds=2)
     assert [len(values) for values in report["changes"]["stop"].values()] == [2, 2, 2]
-    assert min(report["changes"]["stop"]["longest_ms"]) >= 300 and report["failed"] == []
+    assert min(report["changes"]["stop"]["longest_ms"]) >= 200 and report["failed"] == []
 
 
 def test_a_stream_that_fails_is_reported():
