@@ -8,8 +8,6 @@ import pytest
 from typer.testing import CliRunner
 
 from sun.router.tasks import TaskRegistry
-from sun.text.prompt import PromptSettings
-from sun_build.base import build_base
 from sun_build.config_file import parameter, set_parameter
 from sun_client.cli import app
 from sun_client.control import Control
@@ -47,21 +45,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base(str(tiny.checkpoint(folder / "source")), folder / "base", PromptSettings())
-    return folder / "base"
-
-
 @pytest.fixture
-def root(base_dir, tmp_path) -> Path:
-    """A root without tasks, and an adapter for one beside it."""
-    (tmp_path / "root" / "model_repository").mkdir(parents=True)
-    (tmp_path / "root" / "build").mkdir()
-    (tmp_path / "root" / "build" / "base").symlink_to(base_dir)
+def root(root, base_dir, tmp_path) -> Path:
+    """The root, and an adapter for a task beside it."""
     tiny.adapter(tmp_path / "adapter", base_dir)
-    return tmp_path / "root"
+    return root
 
 
 @pytest.fixture

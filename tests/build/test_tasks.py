@@ -13,19 +13,10 @@ from pathlib import Path
 import pytest
 
 from sun.router.tasks import TaskRegistry
-from sun.text.prompt import PromptSettings
-from sun_build.base import build_base
 from sun_build.config_file import parameter, set_parameter
 from sun_build.task_entries import remove_task
 from sun_build.tasks import add_task, describe_weights
 from tests.unit import tiny
-
-
-@pytest.fixture(scope="module")
-def base_dir(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    build_base(str(tiny.checkpoint(folder / "source")), folder / "base", PromptSettings())
-    return folder / "base"
 
 
 @pytest.fixture

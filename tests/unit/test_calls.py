@@ -92,24 +92,25 @@ def end(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def test_a_call_that_the_new_process_serves_is_waited_for_when_the_old_one_ends(triton, call, start_stub):
+@pytest.fixture
+def called(triton, call, start_stub) -> Future[list[list[bytes]]]:
+    """A call that was made before an update, which has just ended the old process."""
     old = start_stub(MODEL)
     called = call()
     start_stub(MODEL)
     triton.looked()
     end(old)
+    return called
+
+
+def test_a_call_that_the_new_process_serves_is_waited_for_when_the_old_one_ends(triton, called):
     triton.looked()
     assert not called.done()
     triton.answer(b"ticket")
     assert called.result(PATIENCE_S) == [[b"ticket"]]
 
 
-def test_the_new_processs_error_is_its_own(triton, call, start_stub):
-    old = start_stub(MODEL)
-    called = call()
-    start_stub(MODEL)
-    triton.looked()
-    end(old)
+def test_the_new_processs_error_is_its_own(triton, called):
     triton.answer(error="input_ids: too many")
     with pytest.raises(RequestError, match="^prefill_bash: input_ids: too many") as error:
         called.result(PATIENCE_S)
