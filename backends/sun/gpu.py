@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from sun.watchdog import end
+
 
 def missing() -> str | None:
     """Why torch has no CUDA device here; None if it has one."""
@@ -44,3 +46,10 @@ def lost(device: torch.device) -> str | None:
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return None
+
+
+def end_if_lost(who: str, device: torch.device, error: Exception) -> None:
+    """After an error, end this process if it can use ``device`` no more, before anybody is told: who is dead is loaded anew and its sequences move,
+    who lives on would fail all."""
+    if why := lost(device):
+        end(f"{who} ends, to be loaded anew: {type(error).__name__}: {error}; the GPU can be used no more: {why}")

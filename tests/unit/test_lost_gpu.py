@@ -42,8 +42,7 @@ def ended(monkeypatch):
         there.set()
         raise SystemExit
 
-    for engine in ("decode", "prefill"):
-        monkeypatch.setattr(f"sun.{engine}.engine.end", end)
+    monkeypatch.setattr("sun.gpu.end", end)
     monkeypatch.setattr("sun.gpu.lost", lambda device: STICKY)
     return lambda: there.wait(PATIENCE_S) and said
 

@@ -25,7 +25,6 @@ from sun.handoff.ticket import TicketError, check_fits, parse
 from sun.handoff.transport import Transport
 from sun.messages import Ack, Admit, Load, Stats, StepEvents, StepRecord, TokenEvent
 from sun.model.manifest import BaseManifest
-from sun.watchdog import end
 
 STEPS_KEPT = 4096
 
@@ -176,11 +175,6 @@ class DecodeEngine:
                     self.scheduler.start(sequence)
                 self._changed.notify_all()
 
-    def _end_if_lost(self, error: Exception) -> None:
-        """End this process, if its GPU takes nothing more, before anybody is told: routers move a dead worker's sequences, a living one would fail all."""
-        if why := gpu.lost(self.pool.data.device):
-            end(f"the decode worker ends, to be loaded anew: {type(error).__name__}: {error}; the GPU can be used no more: {why}")
-
     def _place(self) -> bool:
         self._pulling = self.scheduler.place()
         return self._pulling is not None
@@ -192,7 +186,7 @@ class DecodeEngine:
             with self.pool.beside(), self.transports[ticket.transport].pull(ticket, sequence.shipment) as buffer:
                 self.pool.fill(sequence.slot, verified_kv(ticket, buffer))
         except Exception as error:  # this sequence fails; the worker goes on
-            self._end_if_lost(error)
+            gpu.end_if_lost("the decode worker", self.pool.data.device, error)
             return f"{type(error).__name__}: {error}"
         sequence.shipment = []
         return None
@@ -221,7 +215,7 @@ class DecodeEngine:
         try:
             self.executor.step(tokens, positions, [sequence.slot] * len(tokens))
         except Exception as error:  # this sequence fails; the worker goes on
-            self._end_if_lost(error)
+            gpu.end_if_lost("the decode worker", self.pool.data.device, error)
             with self._changed:
                 self._fail(sequence, f"replay failed: {type(error).__name__}: {error}")
                 self._changed.notify_all()
@@ -234,7 +228,7 @@ class DecodeEngine:
             logits = self.executor.step([s.last for s in batch], [s.position for s in batch], [s.slot for s in batch])
             choices = self._pick(logits, batch)
         except Exception as error:  # these sequences fail; the worker goes on
-            self._end_if_lost(error)
+            gpu.end_if_lost("the decode worker", self.pool.data.device, error)
             with self._changed:
                 for sequence in batch:
                     self._fail(sequence, f"decode step failed: {type(error).__name__}: {error}")

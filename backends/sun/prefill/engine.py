@@ -20,7 +20,6 @@ from sun.prefill.device import DeviceModule
 from sun.prefill.executor import Executor, TorchExecutor
 from sun.prefill.jobs import Chunk, Job, plan, plan_whole
 from sun.prefill.prefix_cache import BLOCK, PrefixCache
-from sun.watchdog import end
 
 
 class PrefillEngine:
@@ -163,8 +162,7 @@ class PrefillEngine:
             self.cache.clear()
 
     def _drop(self, job: Job, error: Exception) -> None:
-        if why := gpu.lost(self.executor.device):
-            end(f"the prefill module ends, to be loaded anew: {type(error).__name__}: {error}; the GPU can be used no more: {why}")
+        gpu.end_if_lost("the prefill module", self.executor.device, error)
         self._leave(job)
         job.kv = job.place = torch.empty(0)
         if job.publication is not None:
