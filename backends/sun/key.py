@@ -7,6 +7,8 @@ import os
 
 VARIABLE = "SUN_CONTROL_KEY"
 """The environment variable that holds it; `sun serve` sets it."""
+LEAVE = "leave"
+"""The parameter of a request to `sun` that has the key: an operator's, to take no more requests. Its answer is the number of those that have not ended."""
 
 
 def check_key(given: str) -> None:

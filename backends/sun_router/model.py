@@ -7,7 +7,7 @@ import msgspec
 from sun import door
 from sun.handoff.cuda_ipc import CudaIpc
 from sun.handoff.shm import Shm
-from sun.key import check_key
+from sun.key import LEAVE, check_key
 from sun.model.manifest import BaseManifest
 from sun.router import journal
 from sun.router.active import Piece
@@ -27,9 +27,6 @@ from sun.text.prompt import PromptFormat
 from sun_router.client import TritonClient
 from sun_router.fleet import BlsFleet
 from sun_triton.meter import TritonMeter
-
-LEAVE = "leave"
-"""The parameter of an operator's request to take no more: the server's key, see `sun.key.check_key`. Its answer is the number of requests that have not ended."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):

@@ -13,6 +13,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sun.key import LEAVE
 from sun_client import shm
 from sun_client.direct import urlopen
 from sun_client.errors import TRACEBACK, ServerError
@@ -75,7 +76,7 @@ class Control:
 
     def leave(self) -> int:
         """Have the router take no more requests; how many it still has. Raises ServerError."""
-        return int(self._generate("sun", {"text_input": "", "leave": self.key})["text_output"])
+        return int(self._generate("sun", {"text_input": "", LEAVE: self.key})["text_output"])
 
     def stats(self, worker: str) -> Stats:
         """A decode worker's state, without steps. Raises ServerError."""
