@@ -49,7 +49,7 @@ def export(
         raise ValueError("--dtype: ONNX Runtime does not compute bf16 on the CPU, so the export could not be loaded; take fp32 or fp16")
     target = out or place.models
     with show.quiet_libraries(), show.working(f"exporting {task}"):
-        from sun_build.config_file import set_parameter
+        from sun_build.config_file import parameter, set_parameter
         from sun_build.export.entry import Export
 
         made = Export(place.models, place.base, task, dtype, lora == "merged", opset, max_batch, max_tokens, gpu=not cpu)
@@ -59,8 +59,6 @@ def export(
             manifest = made.plan(None if here else target)
         else:
             manifest = made.onnx_in_task() if here else made.onnx(target)
-        if executor:
-            set_parameter(place.models / f"prefill_{task}" / "config.pbtxt", "executor", executor)
     folder = made.task_dir if here else target / f"kv_{task}"
     found = manifest.parity
     print(f"{task}: {manifest.format}, {manifest.dtype}, adapter {manifest.lora}, in {folder}.")
@@ -68,5 +66,13 @@ def export(
           f"KV of {found.tokens} tokens in {found.runtime} against torch: largest error {found.max_error:.2g}, largest value {found.largest:.3g}.")
     if not executor:
         return
-    print(f"prefill_{task} has executor {executor}.")
-    show.load(place.path, task, *([] if here else [f"kv_{task}"]), f"prefill_{task}")
+    prefill = f"prefill_{task}"
+    config, before = place.models / prefill / "config.pbtxt", parameter(place.models, prefill, "executor")
+    set_parameter(config, "executor", executor)
+    try:
+        show.load(place.path, task, *([] if here else [f"kv_{task}"]), prefill)
+    except BaseException:
+        # A server goes on with what it has loaded; the next start is to find the same.
+        set_parameter(config, "executor", before)
+        raise
+    print(f"{prefill} has executor {executor}.")

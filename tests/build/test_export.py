@@ -35,6 +35,7 @@ from sun_build.export.profiles import profiles
 from sun_build.export.triton import config_text
 from sun_build.tasks import add_task
 from sun_client.cli import app
+from sun_client.errors import ServerError
 from tests.unit import tiny
 from tests.unit.harness import PATIENCE_S, within
 
@@ -166,6 +167,19 @@ def test_a_stale_export_is_refused_by_field_and_a_missing_one_with_what_to_do(ro
     msgspec.structs.replace(ExportManifest.load(root / "model_repository" / "prefill_mine" / "1"), weights_digest="sha256:old").save(folder)
     with pytest.raises(ValueError, match="^export.json weights_digest: is 'sha256:old'.*export it again"):
         engine(other, "onnx")
+
+
+def test_a_task_that_the_server_does_not_load_by_its_export_keeps_the_executor_it_had(tmp_path, monkeypatch):
+    def refused(*_):
+        raise ServerError("the server did not load prefill_mine")
+
+    root = make_root(tmp_path, "llama")
+    config = root / "model_repository" / "prefill_mine" / "config.pbtxt"
+    before = config.read_text()
+    monkeypatch.setattr("sun_client.show.load", refused)
+    result = CliRunner().invoke(app, ["export", "--task", "mine", "--executor", "onnx", "--root", str(root)])
+    assert isinstance(result.exception, ServerError) and "has executor" not in result.output
+    assert config.read_text() == before
 
 
 def test_adding_the_task_again_takes_its_export_and_executor_away(tmp_path):
