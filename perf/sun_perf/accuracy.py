@@ -61,11 +61,14 @@ def train(task: Task, weights: str, data: Path) -> dict:
     run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(task.file(data, "train.jsonl")), out, task.metric, settings)
     rows, held_out, _ = run.read(HELD_OUT)
     cut_off = (out / SETTINGS_FILE).is_file() and not settings.differences(read_settings(out)) and not note.is_file()
-    started = time.monotonic()
+    spent = out / "seconds"
+    before, started = int(spent.read_text()) if cut_off and spent.is_file() else 0, time.monotonic()
     result = run.train(rows, held_out, resume=cut_off, overwrite=not cut_off)
+    seconds = before + round(time.monotonic() - started)
     if result is None:
+        spent.write_text(str(seconds))
         raise KeyboardInterrupt
-    known = {"settings": asdict(settings), "seconds": round(time.monotonic() - started), "held_out_loss": result["held_out_loss"],
+    known = {"settings": asdict(settings), "seconds": seconds, "held_out_loss": result["held_out_loss"],
              "train_loss": result["train_loss"], "examples": result["examples"]}
     write_result(note, known)
     return known

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
+from sun_build.tune.run import SETTINGS_FILE
 from sun_build.tune.settings import TuneSettings
+from sun_client.tuning import Tuning
 from sun_perf import accuracy, accuracy_plan, accuracy_report
 from sun_perf.accuracy_plan import ROWS, Task
 from tests.unit import tiny
@@ -62,6 +65,27 @@ def test_a_row_of_other_settings_is_made_again(place, monkeypatch):
     assert accuracy.done(task, row) and accuracy_report.load(place / "results")
     monkeypatch.setattr(accuracy_plan, "HELD_OUT", 1)
     assert not accuracy.done(task, row) and not accuracy_report.load(place / "results"), "nor is it reported beside rows that it does not compare with"
+
+
+def test_a_training_that_was_cut_off_goes_on_and_its_seconds_are_those_of_all_its_parts(place, monkeypatch):
+    clock, train = [0], Tuning.train
+
+    def interrupted(self, *_, **__):
+        clock[0] += 100
+        self.out.mkdir(parents=True)
+        (self.out / SETTINGS_FILE).write_text(json.dumps(asdict(self.settings)))
+
+    def whole(self, *rows, resume, overwrite):
+        clock[0] += 20
+        assert resume and not overwrite
+        return train(self, *rows, overwrite=True)
+
+    monkeypatch.setattr(accuracy.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(Tuning, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.train(accuracy.TASKS["made"], "sun_lora", place / "data")
+    monkeypatch.setattr(Tuning, "train", whole)
+    assert accuracy.train(accuracy.TASKS["made"], "sun_lora", place / "data")["seconds"] == 120
 
 
 def test_all_rows_of_a_column_are_trained_alike():
