@@ -41,7 +41,7 @@ class Bench:
 QUICK = Bench((Plan(systems=("partitioned", "sun", "qsun"), alphas=(0.0, 1.2, 2.0)),), memory_tasks=(2, 4), engine_rounds=2)
 FULL = Bench(
     (
-        Plan(systems=("partitioned", "sun", "sun_all", "qsun"), alphas=(0.0, 0.8, 1.2, 2.0), loads=(0.3, EQUAL_LOAD, 0.8, 1.0, 1.2), rounds=3),
+        Plan(systems=("partitioned", "sun", "sun_all", "qsun"), alphas=(0.0, 0.8, 1.2, 2.0), loads=(EQUAL_LOAD, 0.9, 1.2), rounds=2),
         Plan(tasks=2, alphas=(1.2,), rounds=2),
         Plan(tasks=8, alphas=(1.2,), rounds=2),
     ), memory_tasks=(1, 2, 4, 8), engine_rounds=5)
