@@ -24,6 +24,7 @@ from sun.router.gaps import Gaps
 from sun.router.gauges import set_gauges, set_prefills
 from sun.router.keys import Keys
 from sun.router.limits import Limits
+from sun.router.listeners import Listeners
 from sun.router.meter import Meter, NoMeter
 from sun.router.pace import Pace
 from sun.router.placement import STRANDED_S, Placement, no_worker
@@ -60,16 +61,16 @@ class Router:
         self.keys, self.pace, self.gaps, self._told = keys, Pace(), Gaps(meter), told
         self.name = secrets.token_hex(8)
         self.transports = {transport.name: transport for transport in transports}
-        self.pool = Pool(fleet, workers, policy, self._lost, self._found)
-        self.placement = Placement(fleet, self.pool, meter, self._listen, self._again, self._fail)
-        self._listening: dict[str, threading.Thread] = {}
         self._prefills: set[str] = set()
         self._active: dict[str, Active] = {}
         self._lock = threading.Lock()
+        self._closed, self._leaving = threading.Event(), False
+        self.pool = Pool(fleet, workers, policy, self._lost, self._found)
+        self.placement = Placement(fleet, self.pool, meter, lambda worker: self.listeners.listen(worker), self._again, self._fail)
+        self.listeners = Listeners(fleet, self.name, self.pool, self.placement, self.pace, self._active, self._take, self._closed)
         self.admission = Admission(limits.queue, limits.starting, lambda: limits.max_running_tokens or self.pool.budget, self.pace.seconds)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._starters = ThreadPoolExecutor(limits.starting + MOVERS, thread_name_prefix="start")
-        self._closed, self._leaving = threading.Event(), False
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._poller.start()
         self.pool.start()
@@ -157,9 +158,7 @@ class Router:
             self._fail(active, RequestError("UNAVAILABLE", "the router is shutting down"))
         self._readers.shutdown()
         self._starters.shutdown()
-        end = time.monotonic() + CLOSE_S
-        for listener in list(self._listening.values()):
-            listener.join(max(0.0, end - time.monotonic()))
+        self.listeners.join(CLOSE_S)
 
     def _run(self, step: Callable[[Active], None], active: Active) -> None:
         """A request's step in a starter thread; what goes wrong is the request's end, and the router goes on."""
@@ -258,54 +257,11 @@ class Router:
 
     def _lost(self, worker: str) -> None:
         """A worker is dead or hangs: nobody listens to it any more, and others go on with what it had."""
-        with self._lock:
-            self._listening.pop(worker, None)
+        self.listeners.lose(worker)
         self.placement.lost(worker, list(self._active.values()))
 
     def _found(self, worker: str) -> None:
         self.placement.found(worker)
-
-    def _listen(self, worker: str) -> None:
-        with self._lock:
-            if worker in self._listening or self._closed.is_set():
-                return
-            listener = self._listening[worker] = threading.Thread(target=self._hear, args=(worker,), name=f"listen-{worker}", daemon=True)
-        listener.start()
-
-    def _hear(self, worker: str) -> None:
-        """Follow a worker's events while this router has sequences there."""
-        known = self._admitted(worker)
-        broken = None
-        try:
-            for step in self.fleet.listen(worker, self.name):
-                self.pool.report(worker, step.load)
-                self.pace.note(len(step.events))
-                for event in step.events:
-                    active = self._active.get(event.id.rpartition("-")[0])
-                    if active is not None:
-                        self._take(active, event)
-        except Gone as error:
-            self.pool.lose(worker, error)
-        except Exception as error:
-            log.exception("events of %s ended", worker)
-            known, broken = self._admitted(worker), error
-        with self._lock:
-            mine = self._listening.get(worker) is threading.current_thread()
-            if mine:
-                del self._listening[worker]
-        if not mine:
-            return  # the worker was lost meanwhile, and all that it had is elsewhere
-        if broken is not None:
-            self.placement.abort(worker, self.placement.move(worker, list(known.values()), f"decode worker {worker} failed: {broken}"))
-        else:  # what it had all along and did not end would wait for events that never come
-            lost = [active for admission, active in known.items() if active.admission == admission]
-            self.placement.move(worker, lost, f"decode worker {worker} no longer has the sequence")
-        if self._admitted(worker):
-            self._listen(worker)
-
-    def _admitted(self, worker: str) -> dict[str, Active]:
-        """The sequences that a worker has of this router, by their ids there."""
-        return {a.admission: a for a in list(self._active.values()) if a.worker == worker and a.admitted and not a.ended}
 
     def _take(self, active: Active, event: TokenEvent) -> None:
         """Handle one request's event; what goes wrong with it ends that request alone."""
