@@ -49,7 +49,7 @@ def export(
         raise ValueError("--dtype: ONNX Runtime does not compute bf16 on the CPU, so the export could not be loaded; take fp32 or fp16")
     target = out or place.models
     with show.quiet_libraries(), show.working(f"exporting {task}"):
-        from sun_build.config_file import parameter, set_parameter
+        from sun_build.config_file import set_parameter, write_whole
         from sun_build.export.entry import Export
 
         made = Export(place.models, place.base, task, dtype, lora == "merged", opset, max_batch, max_tokens, gpu=not cpu)
@@ -67,12 +67,13 @@ def export(
     if not executor:
         return
     prefill = f"prefill_{task}"
-    config, before = place.models / prefill / "config.pbtxt", parameter(place.models, prefill, "executor")
+    config = place.models / prefill / "config.pbtxt"
+    before = config.read_text()
     set_parameter(config, "executor", executor)
     try:
         show.load(place.path, task, *([] if here else [f"kv_{task}"]), prefill)
     except BaseException:
         # A server goes on with what it has loaded; the next start is to find the same.
-        set_parameter(config, "executor", before)
+        write_whole(config, before)
         raise
     print(f"{prefill} has executor {executor}.")
