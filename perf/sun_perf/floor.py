@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 import torch
+from torch import Tensor
 
-from sun.decode.packed import Int8, OneDnn
+from sun.decode.packed import Int8, OneDnn, Packed, pack
 from sun.model.codes import COARSE, Codes
 from sun.model.llama import Llama
 
@@ -21,7 +22,7 @@ SIZE = 2048
 
 @dataclass(frozen=True)
 class Machine:
-    """read_gb_s: bandwidth of reading memory. fp32, int8, bf16: best rates of a matrix product with packed weights, in GFLOP/s. By ``threads`` threads.
+    """read_gb_s: bandwidth of reading memory. fp32, int8, bf16: best rates of a matrix product with packed weights, ours or a library's, in GFLOP/s. By ``threads`` threads.
 
     bf16 is 0 where the CPU has no products of its own for it: float32's are its limit there.
     """
@@ -41,12 +42,19 @@ class Machine:
         unit = x / x.abs().amax(1, keepdim=True)
         products = 2 * x.shape[0] * size * size / 1e9
         codes = Codes(COARSE, split=False, smooth=torch.ones(size))
-        layers = [(OneDnn(weight), x), (Int8(codes.weight(weight), codes), unit)]
-        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            layers.append((OneDnn(weight.bfloat16()), x.bfloat16()))
+        integers, alone = codes.weight(weight), threads == 1
+
+        def best(rows: Tensor, *layers: Packed) -> float:
+            return round(products / min(fastest(lambda layer=layer: layer(rows)) for layer in layers), 1)
+
         return cls(
             threads, round(buffer.nbytes / 1e9 / fastest(buffer.sum), 2),
-            *(round(products / fastest(lambda layer=layer, rows=rows: layer(rows)), 1) for layer, rows in layers))
+            best(x, OneDnn(weight), pack(weight, "fp32", None, alone)), best(unit, Int8(integers, codes), pack(integers, "int8", codes, alone)),
+            best(x.bfloat16(), OneDnn(weight.bfloat16())) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.0)
+
+    def best(self, other: Machine) -> Machine:
+        """The higher of two readings of each: what else a shared machine does comes and goes."""
+        return Machine(self.threads, *(max(pair) for pair in list(zip(astuple(self), astuple(other), strict=True))[1:]))
 
     def as_dict(self) -> dict[str, float]:
         """As it is written to JSON."""

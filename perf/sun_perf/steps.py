@@ -65,11 +65,11 @@ def ratio(times: dict[tuple[str, int], list[float]], over: str, under: str, batc
 
 def report(base_dir: str | Path, schemes: list[str], threads: int, batches=BATCHES, rounds: int = 12) -> dict:
     """What `steps.json` holds: rows of ms, QSUN over SUN by scheme and batch, and steps over the floor."""
-    limits = Machine.measure(threads)
+    before = Machine.measure(threads)
+    times = measure(steppers(base_dir, schemes, threads, batches, plain=True), batches, rounds)
+    limits = before.best(Machine.measure(threads))
     base, model = load_decode(base_dir)
     floors = {(scheme, batch): floor_ms(model, limits, scheme, batch, CONTEXT) for scheme in schemes for batch in batches}
-    del model
-    times = measure(steppers(base_dir, schemes, threads, batches, plain=True), batches, rounds)
     low = [scheme for scheme in schemes if scheme != FULL]
     best = min(low, key=lambda scheme: statistics.median(times[scheme, max(batches)]), default=None)
     return {

@@ -15,6 +15,8 @@ from sun.decode.cpu import CpuExecutor
 from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.decode.packed import Half, Int4, Int8, OneDnn, pack
+from sun.decode.tiles import Int8Tiles
+from sun.decode.vectors import VNNI
 from sun.model.codes import COARSE, FINE, Codes
 from sun.model.loading import load_decode
 from sun.model.quantise import bf16, int4
@@ -22,6 +24,7 @@ from sun.model.quantise import bf16, int4
 from . import tiny
 
 with_bnb = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+with_vnni = pytest.mark.skipif(not VNNI, reason="this CPU has no AVX512_VNNI")
 BNB = [pytest.param(name, marks=with_bnb) for name in ("bnb-int8", "bnb-nf4")]
 CONTEXTS = (1, 7, 30, 64, 2)
 STEPS = 4
@@ -64,14 +67,15 @@ def test_a_low_bit_module_agrees_with_its_reference(any_base, scheme, share):
 def test_a_sequence_gets_the_same_bits_whatever_it_is_batched_with(bases, scheme, threads):
     together = decoded(bases("wide"), CpuExecutor, scheme, threads=threads)
     for rows in ((0,), (1,), (2,), (3,), (4,), (1, 3), (0, 2, 4)):
-        assert torch.equal(decoded(bases("wide"), CpuExecutor, scheme, rows), together[:, rows])
+        assert torch.equal(decoded(bases("wide"), CpuExecutor, scheme, rows, threads=threads), together[:, rows])
 
 
 @pytest.mark.parametrize("columns", [576, 1536])
-def test_a_row_of_a_layer_of_ordinary_size_has_the_same_bits_in_any_batch(columns):
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_row_of_a_layer_of_ordinary_size_has_the_same_bits_in_any_batch(columns, alone):
     """Libraries sum long rows in another order when there are few of them."""
     draw = torch.Generator().manual_seed(0)
-    layer, x = pack(torch.randn(960, columns, generator=draw), "fp32", None), torch.randn(40, columns, generator=draw)
+    layer, x = pack(torch.randn(960, columns, generator=draw), "fp32", None, alone), torch.randn(40, columns, generator=draw)
     expected = layer(x)
     for rows in (*range(1, 20), 32):
         assert torch.equal(layer(x[:rows].contiguous()), expected[:rows]), rows
@@ -94,23 +98,24 @@ def test_a_step_touches_its_sequences_places_and_nothing_else(base_dir):
 numbers = st.tuples(st.integers(1, 5), st.integers(0, 999), st.sampled_from([1e-20, 1e-3, 1.0, 300.0]), st.booleans(), st.booleans())
 
 
+@pytest.mark.parametrize("kind", [Int8, pytest.param(Int8Tiles, marks=with_vnni)])
 @settings(deadline=None)
-@given(numbers)
-def test_integer_layers_are_exact_at_the_largest_codes(made):
+@given(made=numbers)
+def test_integer_layers_are_exact_at_the_largest_codes(kind, made):
     """Rows of nothing but the largest magnitudes: the sums that would saturate if the codes were a bit wider."""
     rows, seed, size, split, extreme = made
     draw = torch.Generator().manual_seed(seed)
     codes = Codes(FINE, split=True) if split else Codes(COARSE, split=False, smooth=torch.exp2(torch.randint(-3, 4, (64,), generator=draw)))
-    x, raw = (torch.randn(n, 64, generator=draw) * size for n in (rows, 32))
+    x, raw = (torch.randn(n, 64, generator=draw) * size for n in (rows, 64))
     if extreme:
         x, raw = x.sign() * size, raw.sign() * size
     weight = codes.weight(raw)
-    layer = Int8(weight, codes)
+    layer = kind(weight, codes)
     scale, given = np.ones(rows, np.float32), np.zeros((rows * (2 if split else 1), 64), np.float32)
     smoothed = x if codes.smooth is None else x / codes.smooth
     for row in range(rows):
         kernels._write(smoothed[row].numpy().copy(), row, rows, layer.form, given, scale)
-    y, got, none = layer(torch.from_numpy(given)).numpy(), np.empty((rows, 32), np.float32), np.zeros(32, np.float32)
+    y, got, none = layer(torch.from_numpy(given)).numpy(), np.empty((rows, 64), np.float32), np.zeros(64, np.float32)
     for row in range(rows):
         kernels._read(y, row, rows, scale, none, 0, got[row])
     expected = codes.rounded(x).double() @ weight.double().T

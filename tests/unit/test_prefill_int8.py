@@ -48,20 +48,20 @@ def off_by(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("codes", [Codes(FINE, split=True), Codes(COARSE, split=False, smooth=torch.exp2(torch.arange(64) % 7 - 3.0))], ids=["split", "smooth"])
-@pytest.mark.parametrize("biased", [False, True])
-def test_a_packed_layer_is_its_reference(codes, biased):
+@pytest.mark.parametrize("biased, alone", [(False, False), (True, False), (True, True)])
+def test_a_packed_layer_is_its_reference(codes, biased, alone):
     draw = torch.Generator().manual_seed(0)
-    weight, x = codes.weight(torch.randn(32, 64, generator=draw)), torch.randn(50, 64, generator=draw)
+    weight, x = codes.weight(torch.randn(64, 64, generator=draw)), torch.randn(50, 64, generator=draw)
     x[7] = 0
-    linear = Linear(weight, torch.randn(32, generator=draw) if biased else None, codes=codes)
-    torch.testing.assert_close(IntegerLinear(linear, "int8")(x), linear(x), rtol=1e-5, atol=1e-5)
+    linear = Linear(weight, torch.randn(64, generator=draw) if biased else None, codes=codes)
+    torch.testing.assert_close(IntegerLinear(linear, "int8", alone)(x), linear(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_kv_is_that_of_the_quantised_module_run_plainly(int8, bases, tmp_path, monkeypatch, kind):
     tiny.task(tmp_path, bases(kind), "it", "lora", tiny.adapter(tmp_path / "adapter", bases(kind)))
     got = kv(int8("it", bases(kind), tmp_path))
-    monkeypatch.setattr("sun.prefill.integer.pack_linears", lambda model: None)
+    monkeypatch.setattr("sun.prefill.integer.pack_linears", lambda model, alone: None)
     # An input that lies between two codes may fall to either side by the last bit of a sum.
     assert off_by(got, kv(int8("it", bases(kind), tmp_path))) < 0.02
 

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sun.alone import alone
 from sun.decode import kernels
+from sun.decode.compiling import first_run
 from sun.decode.kv_pool import KVPool, Slot
 from sun.decode.packed import Packed, pack
 from sun.model.llama import Llama
 from sun.model.weights import Linear
 
-log = logging.getLogger("sun.decode")
-KERNELS = 32
-"""More than a step has kernels, of all the types that they are called with."""
-
 
 class Fused:
-    """Linear layers of one input as one. Biases and what smooths the input are apart: kernels apply them."""
+    """Linear layers of one input as one; alone: one thread runs it. Biases and what smooths the input are apart: kernels apply them."""
 
-    def __init__(self, layers: list[Linear], scheme: str):
+    def __init__(self, layers: list[Linear], scheme: str, alone: bool):
         weight, codes = torch.cat([layer.weight for layer in layers]), layers[0].codes
-        self.packed: Packed = pack(weight, scheme, codes)
+        self.packed: Packed = pack(weight, scheme, codes, alone)
         biases = [torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
         self.bias: np.ndarray = torch.cat(biases).numpy()
         smooth = codes.smooth if codes and codes.smooth is not None else torch.ones(weight.shape[1])
@@ -59,7 +53,7 @@ class CpuExecutor:
     """A decode step with weights packed by the model's scheme: a private copy, so the model itself can be let go.
 
     threads: over which a batch's sequences are spread between linear layers; torch's own number of threads is the
-    caller's. A first step is taken here, because it compiles the kernels that are not in their cache yet (some 20 s).
+    caller's. A first step is taken here, because it may compile the kernels.
     """
 
     def __init__(self, model: Llama, pool: KVPool, threads: int = 1):
@@ -70,12 +64,12 @@ class CpuExecutor:
         self._layers = []
         for layer in model.layers:
             groups = ([layer.q, layer.k, layer.v], [layer.o], [layer.gate, layer.up], [layer.down])
-            qkv, o, gate_up, down = (Fused(group, model.scheme) for group in groups)
+            qkv, o, gate_up, down = (Fused(group, model.scheme, threads == 1) for group in groups)
             # Smoothing is a factor per column, and so is a norm's weight.
             norms = [layer.norm_in.numpy() * qkv.divided, layer.norm_mlp.numpy() * gate_up.divided]
             norms += [none if norm is None else norm.numpy() for norm in (layer.q_norm, layer.k_norm)]
             self._layers.append((qkv, o, gate_up, down, *norms))
-        self._norm, self._head = model.final_norm.numpy(), Fused([model.head], model.scheme)
+        self._norm, self._head = model.final_norm.numpy(), Fused([model.head], model.scheme, threads == 1)
         qkv, o, _, down = self._layers[0][:4]
         hidden = model.base.hidden
         self._hidden = Inputs(hidden, qkv.form)
@@ -85,21 +79,8 @@ class CpuExecutor:
         self._crew = ThreadPoolExecutor(threads - 1, thread_name_prefix="decode-step") if threads > 1 else None
         self._threads = threads
         spare = pool.take(1)
-        with alone(Path(__file__).parent):  # two workers would both compile, and share the machine meanwhile
-            self._first_step(spare)
+        first_run(lambda: self.step([0], [0], [spare]))
         pool.give_back(spare)
-
-    def _first_step(self, slot: Slot) -> None:
-        """Compile the kernels. numba keeps each in a file, and a call fails if that cannot be written; the next one has it all the same."""
-        for attempt in range(KERNELS + 1):
-            try:
-                self.step([0], [0], [slot])
-            except OSError as error:
-                if attempt == KERNELS:
-                    raise
-                log.warning("a compiled kernel could not be kept for the next start: %s", error)
-            else:
-                return
 
     @torch.inference_mode()
     def step(self, tokens: list[int], positions: list[int], slots: list[Slot]) -> Tensor:

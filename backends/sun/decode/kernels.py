@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from sun.decode.vectors import AVX512, LANES, ROWS, tile_of_floats
 from sun.model.codes import COARSE
 
 PLAIN, UNIT, SPLIT = 0, 1, 2
@@ -178,6 +179,20 @@ def _mix(shares, values, out):
 
 
 @compiled
+def _sums(shares, values, out):
+    """`_mix`, with its sums in registers where the CPU has enough."""
+    group, size = out.shape
+    if AVX512 and size % LANES == 0:
+        for g in range(0, group, ROWS):
+            for part in range(0, size, LANES):
+                tile_of_floats(
+                    values.ctypes.data + 4 * part, values.strides[0], shares.ctypes.data + g * shares.strides[0], shares.strides[0],
+                    out.ctypes.data + g * out.strides[0] + 4 * part, out.strides[0], values.shape[0], min(ROWS, group - g))
+    else:
+        _mix(shares, values, out)
+
+
+@compiled
 def _attend(q, keys, values, scores, out):
     """out [group, head_dim]: softmax attention of the query heads q that share keys and values [n, head_dim]."""
     n, group = keys.shape[0], q.shape[0]
@@ -193,7 +208,7 @@ def _attend(q, keys, values, scores, out):
             total += row[t]
         for t in range(n):
             row[t] /= total
-    _mix(scores, values, out)
+    _sums(scores, values, out)
 
 
 @compiled

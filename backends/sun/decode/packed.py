@@ -1,4 +1,7 @@
-"""Linear layers as the CPU runs them fastest: weights packed once, in a number format. A format is one class."""
+"""Linear layers as the CPU runs them fastest: weights packed once, in a number format. A format is one class.
+
+One thread of a CPU with AVX-512 has kernels of our own (`sun.decode.tiles`); several threads, and other CPUs, those of torch's libraries.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sun.decode.bnb import BnbInt8, BnbNf4
+from sun.decode import tiles
 from sun.decode.kernels import PLAIN, SPLIT, UNIT
 from sun.model.codes import COARSE, FINE, Codes, row_scale
 from sun.model.quantise import GROUP, codes_for, int4_codes
@@ -123,14 +127,26 @@ class Int4:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x.to(torch.bfloat16), self.weight, GROUP, self.scales).float()
 
 
-def pack(weight: Tensor, scheme: str, codes: Codes | None) -> Packed:
-    """A layer's reference weight [out, in] (see `sun.model.quantise`) in its fastest form; codes: its integers, if its scheme has them."""
+def pack(weight: Tensor, scheme: str, codes: Codes | None, alone: bool = False) -> Packed:
+    """A layer's reference weight [out, in] (see `sun.model.quantise`) in its fastest form.
+
+    codes: its integers, if its scheme has them. alone: one thread runs the layer.
+    """
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
-    floats = OneDnn if torch.backends.mkldnn.is_available() else Plain
+
+    def floats(weight: Tensor) -> Packed:
+        if alone and tiles.fits(weight):
+            return tiles.Tiles(weight)
+        return OneDnn(weight) if torch.backends.mkldnn.is_available() else Plain(weight)
+
     if codes is not None and codes.whole is not None:
         return BnbInt8(weight, codes, floats)
+    if codes is not None and alone and tiles.fits_int8(weight):
+        return tiles.Int8Tiles(weight, codes)
     if codes is not None and fbgemm:
         return Int8(weight, codes)
+    if scheme == "bf16" and alone and tiles.fits(weight):
+        return tiles.Tiles(weight, halves=True)
     if scheme == "bf16" and fbgemm and weight.abs().max() <= Half.LARGEST:
         return Half(weight, floats)
     if scheme == "bnb-nf4" and codes is None and BnbNf4.fits(weight):

@@ -35,7 +35,7 @@ class PrefillEngine:
         if executor is None and isinstance(model, Llama) and model.scheme != FULL:
             from sun.prefill.integer import pack_linears  # here, because numba takes memory that a float32 module has no use for
 
-            pack_linears(model)
+            pack_linears(model, alone=threads == 1)
         self.executor = executor or TorchExecutor(model)
         self.cache = PrefixCache(prefix_tokens if self.executor.continues else 0)
         self._plan = plan if self.executor.continues else plan_whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sun.decode.compiling import first_run
 from sun.decode.kernels import SPLIT, UNIT
 from sun.decode.packed import pack
 from sun.model.codes import COARSE
@@ -13,10 +14,10 @@ from sun.model.weights import Linear
 
 
 class IntegerLinear:
-    """y = x W^T (+ b) of x [tokens, in], with a layer's integer codes (`sun.model.codes`) packed; its weights can be let go."""
+    """y = x W^T (+ b) of x [tokens, in], with a layer's integer codes (`sun.model.codes`) packed; its weights can be let go. alone: see `pack`."""
 
-    def __init__(self, linear: Linear, scheme: str):
-        self.packed, self.bias = pack(linear.weight, scheme, linear.codes), linear.bias
+    def __init__(self, linear: Linear, scheme: str, alone: bool):
+        self.packed, self.bias = pack(linear.weight, scheme, linear.codes, alone), linear.bias
         smooth = linear.codes.smooth
         self.divided = None if smooth is None else 1 / smooth
 
@@ -38,8 +39,9 @@ class IntegerLinear:
         return y if self.bias is None else y.add_(self.bias)
 
 
-def pack_linears(model: Llama) -> None:
-    """Put packed layers in the place of those that K and V depend on. Raises what `pack` raises for the model's scheme."""
+def pack_linears(model: Llama, alone: bool) -> None:
+    """Put packed layers in the place of those that K and V depend on. alone: one thread runs them. Raises what `pack` raises for the model's scheme."""
     for layer in model.layers:
         for name in ("q", "k", "v", "o", "gate", "up", "down"):
-            setattr(layer, name, IntegerLinear(getattr(layer, name), model.scheme))
+            setattr(layer, name, IntegerLinear(getattr(layer, name), model.scheme, alone))
+    first_run(lambda: model.layers[0].q(torch.zeros(1, model.base.hidden)))
