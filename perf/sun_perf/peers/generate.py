@@ -78,7 +78,9 @@ def continuous(model, prompts: list[list[int]], tokens: int) -> list[list[int]]:
 
 
 def _base(base: Path):
-    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model.generation_config.eos_token_id = None  # else it is taken where a call's own is None
+    return model
 
 
 def _greedy(tokens: int) -> GenerationConfig:
