@@ -52,10 +52,10 @@ def _byte_product(x, levels, weights, scale, shift, y):
                     y[row + r, first + j] = F32(totals[r, j] - shift[first + j]) * scale[first + j]
 
 
-def _blocks(weight: Tensor, together: int = 1) -> Tensor:
+def _blocks(weight: Tensor, together: int = 1) -> np.ndarray:
     """weight [out, in] as [out / LANES, in / together, LANES * together]: ``together`` inputs of an output are side by side."""
     out, inputs = weight.shape
-    return weight.reshape(out // LANES, LANES, inputs // together, together).transpose(1, 2).reshape(out // LANES, inputs // together, -1).contiguous()
+    return weight.reshape(out // LANES, LANES, inputs // together, together).transpose(1, 2).reshape(out // LANES, inputs // together, -1).contiguous().numpy()
 
 
 class Tiles:
@@ -65,8 +65,7 @@ class Tiles:
 
     def __init__(self, weight: Tensor, halves: bool = False):
         self._out, self._halves = len(weight), halves
-        self._kept = _blocks(weight.bfloat16().view(torch.int16) if halves else weight)
-        self._weights = self._kept.numpy()
+        self._weights = _blocks(weight.bfloat16().view(torch.int16) if halves else weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `sun.decode.packed.Packed`."""
@@ -84,8 +83,7 @@ class Int8Tiles:
         weight = weight if codes.smooth is None else weight * codes.smooth
         scale = row_scale(weight, codes.levels)
         integers = (weight / scale).round().clamp(-codes.levels, codes.levels).to(torch.int8)
-        self._kept = _blocks(integers, TOGETHER)
-        self._weights, self._scale = self._kept.numpy(), (scale.flatten() / self._levels).numpy()
+        self._weights, self._scale = _blocks(integers, TOGETHER), (scale.flatten() / self._levels).numpy()
         self._shift = (integers.sum(1, dtype=torch.int32) * (self._levels + 1)).numpy()
 
     def __call__(self, x: Tensor) -> Tensor:
