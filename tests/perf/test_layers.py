@@ -6,7 +6,17 @@ import sys
 
 import pytest
 
+from sun.text.prompt import PromptSettings
+from sun_build.base import build_base
 from sun_perf import layers
+from tests.unit import tiny
+
+
+@pytest.fixture(scope="module")
+def base_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layers")
+    build_base(str(tiny.checkpoint(folder / "source", "wide")), folder / "base", PromptSettings())
+    return folder / "base"
 
 
 def test_a_run_has_both_ways_of_every_format(base_dir):
