@@ -44,13 +44,13 @@ class Machine:
         codes = Codes(COARSE, split=False, smooth=torch.ones(size))
         integers, alone = codes.weight(weight), threads == 1
 
-        def best(rows: Tensor, *layers: Packed) -> float:
+        def rate(rows: Tensor, *layers: Packed) -> float:
             return round(products / min(fastest(lambda layer=layer: layer(rows)) for layer in layers), 1)
 
         return cls(
             threads, round(buffer.nbytes / 1e9 / fastest(buffer.sum), 2),
-            best(x, OneDnn(weight), pack(weight, "fp32", None, alone)), best(unit, Int8(integers, codes), pack(integers, "int8", codes, alone)),
-            best(x.bfloat16(), OneDnn(weight.bfloat16())) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.0)
+            rate(x, OneDnn(weight), pack(weight, "fp32", None, alone)), rate(unit, Int8(integers, codes), pack(integers, "int8", codes, alone)),
+            rate(x.bfloat16(), OneDnn(weight.bfloat16())) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 0.0)
 
     def best(self, other: Machine) -> Machine:
         """The higher of two readings of each: what else a shared machine does comes and goes."""

@@ -15,6 +15,7 @@ from sun.decode.vectors import AVX512, VNNI
 from sun.model.loading import load_decode
 from sun_perf.machine import commit, machine
 from sun_perf.results import RESULTS, write_result
+from sun_perf.steps import Step, measure
 
 ROWS = (1, 4, 8, 16, 32)
 SCHEMES = ("fp32", "bf16", "int8")
@@ -24,26 +25,22 @@ WAYS = {"ours": True, "library": False}
 
 @torch.inference_mode()
 def report(base_dir: str | Path, schemes: Sequence[str] = SCHEMES, counts: Sequence[int] = ROWS, rounds: int = 9) -> dict:
-    """What `layers.json` holds: ms for all linear layers and the head, once each, by one thread; medians. Both ways take turns, so that other load hits them alike."""
+    """What `layers.json` holds: ms for all linear layers and the head, once each, by one thread; medians."""
     torch.set_num_threads(1)
     made = []
     for scheme in schemes:
         model = load_decode(base_dir, scheme)[1]
         linears = [getattr(layer, name) for layer in model.layers for name in ("q", "k", "v", "o", "gate", "up", "down")] + [model.head]
-        packed = {way: [pack(linear.weight, scheme, linear.codes, alone) for linear in linears] for way, alone in WAYS.items()}
-        for rows in counts:
-            # Within 1, as integer layers want it; those with two codes have two rows for each.
-            inputs = {linear.weight.shape[1]: torch.rand(2 * rows, linear.weight.shape[1]) * 2 - 1 for linear in linears}
-            given = [inputs[linear.weight.shape[1]][: rows * (2 if linear.codes and linear.codes.split else 1)] for linear in linears]
-            times: dict[str, list[float]] = {way: [] for way in WAYS}
-            for turn in range(rounds + 1):
-                for way, layers in packed.items():
-                    started = time.perf_counter()
-                    for layer, x in zip(layers, given, strict=True):
-                        layer(x)
-                    if turn:
-                        times[way].append((time.perf_counter() - started) * 1e3)
-            made.append({"scheme": scheme, "rows": rows} | {way: round(statistics.median(kept), 2) for way, kept in times.items()})
+        # Within 1, as integer layers want it; those with two codes have two rows for each.
+        inputs = [torch.rand(2 * max(counts), linear.weight.shape[1]) * 2 - 1 for linear in linears]
+        copies = [2 if linear.codes and linear.codes.split else 1 for linear in linears]
+
+        def runner(alone: bool) -> Step:
+            packed = [pack(linear.weight, scheme, linear.codes, alone) for linear in linears]
+            return lambda rows: [layer(x[: rows * n]) for layer, x, n in zip(packed, inputs, copies, strict=True)]
+
+        times = measure({way: runner(alone) for way, alone in WAYS.items()}, counts, rounds)
+        made += [{"scheme": scheme, "rows": rows} | {way: round(statistics.median(times[way, rows]), 2) for way in WAYS} for rows in counts]
     return {"machine": machine(), "commit": commit(RESULTS), "date": time.strftime("%Y-%m-%d"), "threads": 1, "rounds": rounds, "layers": made}
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from sun.decode.bnb import BnbInt8, BnbNf4
-from sun.decode import tiles
 from sun.decode.kernels import PLAIN, SPLIT, UNIT
+from sun.decode.tiles import Int8Tiles, Tiles
 from sun.model.codes import COARSE, FINE, Codes, row_scale
 from sun.model.quantise import GROUP, codes_for, int4_codes
 
@@ -71,7 +71,7 @@ class Int8:
         self.form = SPLIT if codes.split else UNIT
         # Activations are unsigned here: the zero point is in the middle.
         self.levels, self.zero = (COARSE, COARSE + 1) if codes.split else (FINE, FINE + 1)
-        weight = weight if codes.smooth is None else weight * codes.smooth
+        weight = codes.smoothed(weight)
         scale = row_scale(weight, codes.levels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch will drop these tensors one day; the pinned one packs from nothing else
@@ -135,18 +135,18 @@ def pack(weight: Tensor, scheme: str, codes: Codes | None, alone: bool = False) 
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines
 
     def floats(weight: Tensor) -> Packed:
-        if alone and tiles.fits(weight):
-            return tiles.Tiles(weight)
+        if alone and Tiles.fits(weight):
+            return Tiles(weight)
         return OneDnn(weight) if torch.backends.mkldnn.is_available() else Plain(weight)
 
     if codes is not None and codes.whole is not None:
         return BnbInt8(weight, codes, floats)
-    if codes is not None and alone and tiles.fits_int8(weight):
-        return tiles.Int8Tiles(weight, codes)
+    if codes is not None and alone and Int8Tiles.fits(weight):
+        return Int8Tiles(weight, codes)
     if codes is not None and fbgemm:
         return Int8(weight, codes)
-    if scheme == "bf16" and alone and tiles.fits(weight):
-        return tiles.Tiles(weight, halves=True)
+    if scheme == "bf16" and alone and Tiles.fits(weight):
+        return Tiles(weight, halves=True)
     if scheme == "bf16" and fbgemm and weight.abs().max() <= Half.LARGEST:
         return Half(weight, floats)
     if scheme == "bnb-nf4" and codes is None and BnbNf4.fits(weight):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sun.decode.kernels import F32, PLAIN, SPLIT, UNIT, compiled
 from sun.decode.vectors import AVX512, LANES, ROWS, TOGETHER, VNNI, tile_of_bytes, tile_of_floats, tile_of_halves
-from sun.model.codes import COARSE, FINE, Codes, row_scale
+from sun.model.codes import COARSE, FINE, Codes, integers
 
 
 @compiled
@@ -67,6 +67,11 @@ class Tiles:
         self._out, self._halves = len(weight), halves
         self._weights = _blocks(weight.bfloat16().view(torch.int16) if halves else weight)
 
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether a weight [out, in] has a shape for tiles, and this CPU the registers."""
+        return AVX512 and weight.shape[0] % LANES == 0
+
     def __call__(self, x: Tensor) -> Tensor:
         """See `sun.decode.packed.Packed`."""
         y = torch.empty(len(x), self._out)
@@ -80,24 +85,18 @@ class Int8Tiles:
     def __init__(self, weight: Tensor, codes: Codes):
         self.form = SPLIT if codes.split else UNIT
         self._levels = COARSE if codes.split else FINE
-        weight = weight if codes.smooth is None else weight * codes.smooth
-        scale = row_scale(weight, codes.levels)
-        integers = (weight / scale).round().clamp(-codes.levels, codes.levels).to(torch.int8)
-        self._weights, self._scale = _blocks(integers, TOGETHER), (scale.flatten() / self._levels).numpy()
-        self._shift = (integers.sum(1, dtype=torch.int32) * (self._levels + 1)).numpy()
+        numbers, scale = integers(codes.smoothed(weight), codes.levels)
+        numbers = numbers.to(torch.int8)
+        self._weights, self._scale = _blocks(numbers, TOGETHER), (scale.flatten() / self._levels).numpy()
+        self._shift = (numbers.sum(1, dtype=torch.int32) * (self._levels + 1)).numpy()
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether the integers of a weight [out, in] have a shape for tiles, and this CPU the instructions."""
+        return VNNI and Tiles.fits(weight) and weight.shape[1] % TOGETHER == 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `sun.decode.packed.Packed`."""
         y = torch.empty(len(x), len(self._scale))
         _byte_product(x.numpy(), self._levels, self._weights, self._scale, self._shift, y.numpy())
         return y
-
-
-def fits(weight: Tensor) -> bool:
-    """Whether a weight [out, in] is one for tiles, on this CPU."""
-    return AVX512 and weight.shape[0] % LANES == 0
-
-
-def fits_int8(weight: Tensor) -> bool:
-    """Whether its integers are."""
-    return VNNI and fits(weight) and weight.shape[1] % TOGETHER == 0

@@ -43,9 +43,12 @@ class Codes:
 
     def weight(self, weight: Tensor) -> Tensor:
         """The weight [out, in] as its codes stand for it, in float32."""
-        if self.smooth is None:
-            return symmetric(weight, self.levels)
-        return symmetric(weight * self.smooth, self.levels) / self.smooth
+        made = symmetric(self.smoothed(weight), self.levels)
+        return made if self.smooth is None else made / self.smooth
+
+    def smoothed(self, weight: Tensor) -> Tensor:
+        """The weight [out, in] that the codes are of."""
+        return weight if self.smooth is None else weight * self.smooth
 
 
 def row_scale(weight: Tensor, levels: int) -> Tensor:
@@ -53,10 +56,16 @@ def row_scale(weight: Tensor, levels: int) -> Tensor:
     return (weight.abs().amax(dim=1, keepdim=True) / levels).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def symmetric(weight: Tensor, levels: int) -> Tensor:
-    """Symmetric integer codes up to ``levels`` with one scale per output row."""
+def integers(weight: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Symmetric integer codes up to ``levels`` of weight [out, in], in its dtype, and their scale [out, 1]."""
     scale = row_scale(weight, levels)
-    return (weight / scale).round().clamp(-levels, levels) * scale
+    return (weight / scale).round().clamp(-levels, levels), scale
+
+
+def symmetric(weight: Tensor, levels: int) -> Tensor:
+    """What symmetric integer codes up to ``levels`` stand for, with one scale per output row."""
+    codes, scale = integers(weight, levels)
+    return codes * scale
 
 
 def smoothing(weights: list[Tensor], ranges: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sun.decode.cuda.linear_kernel import STEP, STEP4, run, tile_for
 from sun.gpu import capability_missing
-from sun.model.codes import FINE, Codes, row_scale
+from sun.model.codes import FINE, Codes, integers
 from sun.model.quantise import GROUP, int4_codes
 
 SHARED_BYTES = 140 << 10
@@ -72,9 +72,8 @@ class Int8:
         outputs, inputs = weight.shape
         levels, smooth = (codes.levels, codes.smooth) if codes else (FINE, None)
         weight = weight.float() if smooth is None else weight.float() * smooth.to(weight.device)
-        scale = row_scale(weight, levels)
-        integers = (weight / scale).round().clamp(-levels, levels).to(torch.int8)
-        self.codes = integers.view(outputs, inputs // STEP, STEP).transpose(0, 1).contiguous()
+        numbers, scale = integers(weight, levels)
+        self.codes = numbers.to(torch.int8).view(outputs, inputs // STEP, STEP).transpose(0, 1).contiguous()
         # Powers of two, so that multiplying is as exact as dividing.
         self.scales, self.columns = scale.flatten(), None if smooth is None else (1 / smooth).to(weight.device)
         self.outputs, self.tile = outputs, tile_for(outputs, inputs, STEP)
