@@ -10,7 +10,7 @@ from sun import door
 from sun.events import EventServer
 from sun.gently import go_gently
 from sun.key import check_key
-from sun.messages import Abort, Admit, Drain, GetStats, Reply, decode_request, encode
+from sun.messages import Abort, Admit, Drain, GetStats, decode_request, encode
 from sun.router.meter import WORKER_METRICS
 from sun.settings import Place
 from sun.slots import KV_TOKENS
@@ -47,11 +47,10 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(config):
-        """One tensor each way, and the code of an error, which only decoupled models' callers are told."""
+        """One tensor each way. Not decoupled: where a decoupled model's process dies while Triton passes its response on, tritonserver may abort (24.10)."""
         config.set_max_batch_size(0)
         config.add_input({"name": "message", "data_type": "TYPE_STRING", "dims": [-1]})
         config.add_output({"name": "reply", "data_type": "TYPE_STRING", "dims": [-1]})
-        config.set_model_transaction_policy({"decoupled": True})
         return config
 
     def initialize(self, args):
@@ -86,19 +85,19 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Answer at once."""
-        for request in requests:
-            sender = request.get_response_sender()
-            message, *shipment = [bytes(part) for part in pb_utils.get_input_tensor_by_name(request, "message").as_numpy().reshape(-1)] or [b""]
-            try:
-                decoded = decode_request(message)
-                if not isinstance(decoded, (GetStats, Drain)):  # for `sun stats`, which tells what the metrics do; and this has a key of its own
-                    door.check(request.parameters())
-                reply = self._answer(decoded, shipment)
-            except Exception as error:
-                code = pb_utils.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb_utils.TritonError.INTERNAL
-                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError(f"message: {error}", code)), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            else:
-                sender.send(response(reply), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        return [self._response(request) for request in requests]
+
+    def _response(self, request):
+        message, *shipment = [bytes(part) for part in pb_utils.get_input_tensor_by_name(request, "message").as_numpy().reshape(-1)] or [b""]
+        try:
+            decoded = decode_request(message)
+            if not isinstance(decoded, (GetStats, Drain)):  # for `sun stats`, which tells what the metrics do; and this has a key of its own
+                door.check(request.parameters())
+            reply = encode(self._answer(decoded, shipment))
+        except Exception as error:
+            code = pb_utils.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb_utils.TritonError.INTERNAL
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"message: {error}", code))
+        return pb_utils.InferenceResponse([pb_utils.Tensor("reply", np.array([reply], dtype=np.object_))])
 
     def _answer(self, message, shipment):
         match message:
@@ -126,8 +125,3 @@ class TritonPythonModel:
         self.meter.close()
         self.watchdog.close()
         go_gently()
-
-
-def response(reply: Reply):
-    """A reply as the tensor `reply` [1]."""
-    return pb_utils.InferenceResponse([pb_utils.Tensor("reply", np.array([encode(reply)], dtype=np.object_))])

@@ -29,8 +29,7 @@ class BlsFleet:
     def prefill(self, task: str, ids: list[int]) -> list[bytes]:
         """See `Fleet.prefill`."""
         tensor = pb_utils.Tensor("input_ids", np.array(ids, dtype=np.int64))
-        (shipment,) = self._calls.call(f"prefill_{task}", tensor, "ticket", decoupled=False)
-        return shipment
+        return self._calls.call(f"prefill_{task}", tensor, "ticket")
 
     def present(self, task: str) -> bool:
         """See `Fleet.present`."""
@@ -65,7 +64,7 @@ class BlsFleet:
             raise Gone(f"{worker}: its events broke off ({error or type(error).__name__})") from error
 
     def _ask(self, worker: str, request: Request, shipment: list[bytes] = [], timeout: float = ANSWER_S) -> Reply:
-        ((reply,),) = self._calls.call(worker, message(request, shipment), "reply", timeout=timeout)
+        (reply,) = self._calls.call(worker, message(request, shipment), "reply", timeout=timeout)
         return decode_reply(reply)
 
 

@@ -7,6 +7,7 @@ lost, repeated, wrong or left behind, or has grown (`GROWTH`).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -38,6 +39,8 @@ PROMPTS = ("find big files", "My card was swallowed by the machine", "Tom has 3 
 SAMPLINGS = ({"temperature": 0}, {"temperature": 0.9, "top_p": 0.95, "seed": 7}, {"temperature": 1.1, "seed": 3, "top_k": 8, "repetition_penalty": 1.2})
 LENGTHS = (4, 24, 64)
 AT_ONCE = 8
+WATCH_S = 2.0
+"""Nobody answers for a killed worker."""
 GROWTH = {"server_mib": 64, "server_files": 4, "server_threads": 8, "router_mib": 32, "router_files": 2, "router_threads": 4, "shared_files": 2}
 """By how much what is held may grow, whatever the time."""
 GROWTH_PER_KILL = {"server_files": 1, "server_threads": 35, "shared_files": 1}
@@ -45,10 +48,13 @@ GROWTH_PER_KILL = {"server_files": 1, "server_threads": 35, "shared_files": 1}
 
 
 class Soak:
-    """A load on a running server. tasks: what is asked; references are what it answers before anything is disturbed."""
+    """A load on a running server. tasks: what is asked; references are what it answers before anything is disturbed.
 
-    def __init__(self, server: Server, tasks: list[str], say: Callable[[str], None]):
-        self.server, self.tasks = server, tasks
+    watchers: threads that ask the workers for their state all the time, so that a kill meets calls that are under way.
+    """
+
+    def __init__(self, server: Server, tasks: list[str], say: Callable[[str], None], watchers: int = 0):
+        self.server, self.tasks, self.watchers = server, tasks, watchers
         self.supervisor = Supervisor(server, say)
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -66,6 +72,7 @@ class Soak:
         """Load, kill and look for so long; the report."""
         before = self._held()
         threads = [threading.Thread(target=self._load, args=(seed,), daemon=True) for seed in range(AT_ONCE)]
+        threads += [threading.Thread(target=self._watch, daemon=True) for _ in range(self.watchers)]
         for thread in threads:
             thread.start()
         end, kill, rng = time.monotonic() + seconds, time.monotonic() + kill_every / 2, random.Random(0)
@@ -102,6 +109,13 @@ class Soak:
                 kind(rng)
             except Exception as error:
                 self.wrong.append(f"{kind.__name__}: {type(error).__name__}: {error}")
+
+    def _watch(self) -> None:
+        while not self._end.is_set():
+            with contextlib.suppress(SunError):  # one is killed meanwhile
+                for worker in self._client.workers():
+                    self._client.worker_stats(worker, timeout=WATCH_S)
+                    self.counts["worker states"] += 1
 
     def _draw(self, rng: random.Random) -> tuple[str, int, int]:
         return rng.choice(self.tasks), rng.randrange(len(PROMPTS)), rng.randrange(len(SAMPLINGS))
@@ -177,13 +191,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m sun_perf.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="of load (default 30)")
     parser.add_argument("--kill-every", type=float, default=60.0, help="seconds between two kills (default 60)")
+    parser.add_argument("--watchers", type=int, default=0, help="threads that ask the workers for their state all the time, so that kills meet calls (default 0)")
     parser.add_argument("--port", type=int, default=18300, help="first of three free ports (default 18300)")
     args = parser.parse_args()
     with own_server(args.port) as server:
-        soak = Soak(server, TaskRegistry(server.root / "model_repository").names(), say)
+        soak = Soak(server, TaskRegistry(server.root / "model_repository").names(), say, args.watchers)
         soak.refer()
         report = soak.run(60 * args.minutes, args.kill_every)
-    report |= {"machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), "left": server.leftovers()}
+    report |= {"kill_every": args.kill_every, "watchers": args.watchers, "machine": machine(), "commit": commit(ROOT), "date": time.strftime("%Y-%m-%d"), "left": server.leftovers()}
     write_result(RESULTS / "soak.json", report)
     say(json.dumps({name: report[name] for name in ("counts", "grown", "too_much", "idle_at_the_end", "left")}))
     for line in report["wrong"]:

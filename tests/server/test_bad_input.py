@@ -139,3 +139,9 @@ def test_a_decode_worker_refuses_a_bad_message(server, message, words):
         client.async_stream_infer("decode_0", [tensor(grpcclient, "message", message)])
         client.stop_stream()
     assert [word for word in words if word not in seen[0].message()] == []
+
+
+def test_a_ticket_that_the_worker_refuses_is_the_clients_own_fault(http):
+    ticket = requests.post(f"{http}/prefill_bash/generate", json={"input_ids": [1, 2, 3]}).json()["ticket"]
+    response = requests.post(f"{http}/sun/generate", json={"text_input": "hi", "task": "bash", "ticket": ticket, "prompt_ids": [1, 2, 3]})
+    assert response.status_code == 400 and "ticket.tokens: got 3" in response.text

@@ -22,9 +22,8 @@ from sun.messages import Ack, Load, encode
 
 class TritonPythonModel:
     def execute(self, requests):
-        for request in requests:
-            reply = pb_utils.Tensor("reply", np.array([encode(Ack(load=Load(7, 1)))], dtype=np.object_))
-            request.get_response_sender().send(pb_utils.InferenceResponse([reply]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        reply = pb_utils.Tensor("reply", np.array([encode(Ack(load=Load(7, 1)))], dtype=np.object_))
+        return [pb_utils.InferenceResponse([reply]) for _ in requests]
 '''
 CALLER = '''
 from concurrent.futures import ThreadPoolExecutor
@@ -45,10 +44,10 @@ class TritonPythonModel:
 @pytest.fixture
 def server(tmp_path: Path) -> Server:
     """A server of a worker that only answers, and a model that calls it as the router does."""
-    for name, code, more in (("decode_0", WORKER, "model_transaction_policy { decoupled: true }"), ("caller", CALLER, "")):
+    for name, code in (("decode_0", WORKER), ("caller", CALLER)):
         folder = tmp_path / "model_repository" / name
         (folder / "1").mkdir(parents=True)
-        (folder / "config.pbtxt").write_text(CONFIG + more)
+        (folder / "config.pbtxt").write_text(CONFIG)
         (folder / "1" / "model.py").write_text(code)
     (tmp_path / "backends").symlink_to(REPO / "backends")
     with Server(tmp_path, free_ports()) as server:

@@ -78,8 +78,8 @@ def call(triton) -> Iterator:
     from sun_router.calls import Calls
 
     with ThreadPoolExecutor(1) as pool:
-        def call() -> Future[list[list[bytes]]]:
-            called = pool.submit(lambda: list(Calls(Stubs(os.getpid())).call(MODEL, None, "ticket", decoupled=False)))
+        def call() -> Future[list[bytes]]:
+            called = pool.submit(lambda: Calls(Stubs(os.getpid())).call(MODEL, None, "ticket"))
             triton.looked()
             return called
 
@@ -93,7 +93,7 @@ def end(process: subprocess.Popen) -> None:
 
 
 @pytest.fixture
-def called(triton, call, start_stub) -> Future[list[list[bytes]]]:
+def called(triton, call, start_stub) -> Future[list[bytes]]:
     """A call that was made before an update, which has just ended the old process."""
     old = start_stub(MODEL)
     called = call()
@@ -107,7 +107,7 @@ def test_a_call_that_the_new_process_serves_is_waited_for_when_the_old_one_ends(
     triton.looked()
     assert not called.done()
     triton.answer(b"ticket")
-    assert called.result(PATIENCE_S) == [[b"ticket"]]
+    assert called.result(PATIENCE_S) == [b"ticket"]
 
 
 def test_the_new_processs_error_is_its_own(triton, called):
@@ -142,4 +142,4 @@ def test_one_of_an_update_that_failed_is_nobodys_loss(triton, call, start_stub):
     end(new)
     triton.looked()
     triton.answer(b"ticket")
-    assert called.result(PATIENCE_S) == [[b"ticket"]]
+    assert called.result(PATIENCE_S) == [b"ticket"]
