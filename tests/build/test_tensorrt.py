@@ -288,7 +288,7 @@ def test_where_a_plan_cannot_run_the_executor_says_why(mine, base_dir):
         assert reason in str(raised.value)
 
 
-@pytest.mark.skipif(bool(missing()), reason=missing())
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no GPU to run a plan on")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
 def test_a_real_plan_gives_torchs_kv_and_can_be_refitted(mine, base_dir, tmp_path, dtype):

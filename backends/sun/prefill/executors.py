@@ -22,7 +22,7 @@ def why_not(executor: str) -> str | None:
     if executor == "cuda":
         return gpu.missing()
     if executor == "tensorrt":
-        return gpu.missing() or tensorrt.missing() or None
+        return gpu.missing() or tensorrt.missing()
     if executor == "onnx" and importlib.util.find_spec("onnxruntime") is None:
         return "the onnxruntime package is not installed"
     return None

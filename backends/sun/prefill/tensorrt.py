@@ -12,8 +12,8 @@ from torch import Tensor
 from sun.prefill.exported import INPUT, OUTPUT
 
 
-def missing() -> str:
-    """What this machine lacks for plans, in a sentence; empty if nothing."""
+def missing() -> str | None:
+    """What this machine lacks for plans, in a sentence; None if nothing."""
     try:
         import tensorrt  # noqa: F401
     except ImportError as error:
@@ -22,7 +22,7 @@ def missing() -> str:
         started = ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
     except OSError:
         started = False
-    return "" if started else "there is no NVIDIA GPU, or its driver does not start"
+    return None if started else "there is no NVIDIA GPU, or its driver does not start"
 
 
 class Plan:
