@@ -14,7 +14,7 @@ from sun.decode import kernels
 from sun.decode.cpu import CpuExecutor
 from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
-from sun.decode.packed import Half, Int4, Int8, OneDnn, pack
+from sun.decode.packed import Half, Int4, Int8, OneDnn, keeps_rows_apart, pack
 from sun.decode.tiles import Int8Tiles
 from sun.decode.vectors import VNNI
 from sun.model.codes import COARSE, FINE, Codes
@@ -25,6 +25,7 @@ from . import tiny
 
 with_bnb = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 with_vnni = pytest.mark.skipif(not VNNI, reason="this CPU has no AVX512_VNNI")
+HALF = Half if keeps_rows_apart() else OneDnn
 BNB = [pytest.param(name, marks=with_bnb) for name in ("bnb-int8", "bnb-nf4")]
 CONTEXTS = (1, 7, 30, 64, 2)
 STEPS = 4
@@ -136,7 +137,7 @@ def test_bf16_layers_are_their_weights_up_to_float32(rows, seed, size, inputs):
     draw = torch.Generator().manual_seed(seed)
     weight, x = bf16(torch.randn(48, inputs, generator=draw) * size), torch.randn(rows, inputs, generator=draw)
     layer = pack(weight, "bf16", None)
-    assert isinstance(layer, Half) and all(torch.equal(layer(x[i : i + 1])[0], layer(x)[i]) for i in range(rows))
+    assert isinstance(layer, HALF) and all(torch.equal(layer(x[i : i + 1])[0], layer(x)[i]) for i in range(rows))
     error = (layer(x) - x.double() @ weight.double().T).abs()
     # What float16 cannot hold of a small weight is below 2^-25.
     assert (error <= (x.abs() @ weight.abs().T) * 1e-6 + x.abs().sum(1, keepdim=True) * 2**-25).all()
@@ -144,7 +145,7 @@ def test_bf16_layers_are_their_weights_up_to_float32(rows, seed, size, inputs):
 
 def test_weights_beyond_float16_stay_float32():
     weight = torch.tensor([[70144.0, 1.0]])
-    assert isinstance(pack(weight / 2, "bf16", None), Half)
+    assert isinstance(pack(weight / 2, "bf16", None), HALF)
     layer = pack(weight, "bf16", None)
     assert isinstance(layer, OneDnn) and layer(torch.ones(1, 2)).item() == 70145
 

@@ -5,6 +5,7 @@ One thread of a CPU with AVX-512 has kernels of our own (`sun.decode.tiles`); se
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Protocol
@@ -105,10 +106,25 @@ class Half:
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight[:, : self.inputs].contiguous(), None)
         self.rest = floats(weight[:, self.inputs :].contiguous()) if self.inputs < inputs else None
 
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether float16 holds a weight, and this CPU runs the layer by the rows."""
+        return "fbgemm" in torch.backends.quantized.supported_engines and bool(weight.abs().max() <= Half.LARGEST) and keeps_rows_apart()
+
     def __call__(self, x: Tensor) -> Tensor:
         """See `Packed`."""
         y = torch.ops.quantized.linear_dynamic_fp16(x[:, : self.inputs], self.weight)
         return y if self.rest is None else y.add_(self.rest(x[:, self.inputs :]))
+
+
+@functools.cache
+def keeps_rows_apart() -> bool:
+    """Whether fbgemm's float16 kernel gives a row the same bits whatever rows come with it. An EPYC of the first generation (7001) does not."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.ops.quantized.linear_prepack_fp16(torch.randn(48, 64, generator=draw), None)
+    x = torch.randn(8, 64, generator=draw)
+    single = torch.cat([torch.ops.quantized.linear_dynamic_fp16(row, weight) for row in x.split(1)])
+    return all(torch.equal(torch.ops.quantized.linear_dynamic_fp16(x[:rows], weight), single[:rows]) for rows in range(2, 9))
 
 
 class Int4:
@@ -147,7 +163,7 @@ def pack(weight: Tensor, scheme: str, codes: Codes | None, alone: bool = False) 
         return Int8(weight, codes)
     if scheme == "bf16" and alone and Tiles.fits(weight):
         return Tiles(weight, halves=True)
-    if scheme == "bf16" and fbgemm and weight.abs().max() <= Half.LARGEST:
+    if scheme == "bf16" and Half.fits(weight):
         return Half(weight, floats)
     if scheme == "bnb-nf4" and codes is None and BnbNf4.fits(weight):
         return BnbNf4(weight)
