@@ -23,7 +23,7 @@ LOOK_S = 0.25
 class Calls:
     """Makes calls. They block, and may be made from any thread.
 
-    Triton never ends a call of a process that has died, and a blocked call cannot be taken back. So each is made in a thread of its
+    Triton may never end a call of a process that has died, and a blocked call cannot be taken back. So each is made in a thread of its
     own, which is left behind when the process is gone.
 
     A process that was stopped for a while must not go on: Triton has freed the calls that it gave up meanwhile, in the memory that

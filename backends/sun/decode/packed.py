@@ -108,7 +108,7 @@ class Half:
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
-        """Whether float16 holds a weight, and this CPU runs the layer by the rows."""
+        """Whether float16 holds a weight, and this CPU gives a row the same bits in any company."""
         return "fbgemm" in torch.backends.quantized.supported_engines and bool(weight.abs().max() <= Half.LARGEST) and keeps_rows_apart()
 
     def __call__(self, x: Tensor) -> Tensor:
