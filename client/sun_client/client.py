@@ -119,7 +119,7 @@ class SunClient:
             raise wire.cut_short(self.url)
 
     def _call(self, request: service_pb2.ModelInferRequest, timeout: float | None) -> Iterator[InferResult]:
-        """A decoupled model's responses to one request. Closing the generator cancels it."""
+        """A model's responses to one request. Closing the generator cancels it."""
         with wire.errors(self.url, timeout):
             # Not with the header `triton_grpc_error`, which would give errors their status codes: with it, a call that is refused
             # at once on a new connection crashes tritonserver (24.10), often within ten of them.

@@ -143,6 +143,12 @@ def test_bf16_layers_are_their_weights_up_to_float32(rows, seed, size, inputs):
     assert (error <= (x.abs() @ weight.abs().T) * 1e-6 + x.abs().sum(1, keepdim=True) * 2**-25).all()
 
 
+def test_what_is_asked_of_the_cpu_once_holds_for_other_shapes():
+    draw = torch.Generator().manual_seed(1)
+    x, layer = torch.randn(5, 96, generator=draw), Half(torch.randn(32, 96, generator=draw), OneDnn)
+    assert keeps_rows_apart() == all(torch.equal(layer(row)[0], layer(x)[i]) for i, row in enumerate(x.split(1)))
+
+
 def test_weights_beyond_float16_stay_float32():
     weight = torch.tensor([[70144.0, 1.0]])
     assert isinstance(pack(weight / 2, "bf16", None), HALF)

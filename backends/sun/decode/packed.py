@@ -109,7 +109,7 @@ class Half:
     @staticmethod
     def fits(weight: Tensor) -> bool:
         """Whether float16 holds a weight, and this CPU gives a row the same bits in any company."""
-        return "fbgemm" in torch.backends.quantized.supported_engines and bool(weight.abs().max() <= Half.LARGEST) and keeps_rows_apart()
+        return bool(weight.abs().max() <= Half.LARGEST) and keeps_rows_apart()
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Packed`."""
@@ -163,7 +163,7 @@ def pack(weight: Tensor, scheme: str, codes: Codes | None, alone: bool = False) 
         return Int8(weight, codes)
     if scheme == "bf16" and alone and Tiles.fits(weight):
         return Tiles(weight, halves=True)
-    if scheme == "bf16" and Half.fits(weight):
+    if scheme == "bf16" and fbgemm and Half.fits(weight):
         return Half(weight, floats)
     if scheme == "bnb-nf4" and codes is None and BnbNf4.fits(weight):
         return BnbNf4(weight)
