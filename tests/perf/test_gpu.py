@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("triton", reason="needs the triton package; its interpreter needs no GPU")
@@ -33,8 +34,11 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 """
 """Python runs it in each process that finds it on its path as sitecustomize."""
+interpreted = pytest.mark.skipif(
+    tuple(map(int, np.__version__.split(".")[:2])) >= (2, 5), reason="triton 3.6's interpreter makes loop bounds of arrays that numpy 2.5 takes for none")
 
 
+@interpreted
 def test_a_smoke_run_checks_and_times_every_part(tmp_path: Path):
     (tmp_path / "sitecustomize.py").write_text(BARE)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
@@ -116,6 +120,7 @@ def test_a_process_that_only_dies_is_not_started_for_ever_and_old_books_are_not_
         supervise(dies, tmp_path / "books.json", 2.0, time.monotonic() + PATIENCE_S)
 
 
+@interpreted
 def test_a_scheme_that_raises_fails_its_own_checks_alone(tmp_path, monkeypatch):
     plan = smoke(("int4",))
     made = {"failed": {}, "seconds": {}, "not_run": {}, "begun": []}

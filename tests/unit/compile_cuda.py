@@ -1,6 +1,6 @@
 """Compiles all kernels that steps need, for an H100, without a GPU: run with numbers of rows.
 
-Prints each scheme's name, and after it a line a kernel: its name, the bytes of shared memory that a program takes, and "wgmma" or "-".
+Prints each scheme's name, and after it a line a kernel: its name, the bytes of shared memory that a program takes, and "wgmma", "mma.sync" or "-".
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, KernelInterface
 
+from sun.decode.cuda.bnb import BnbNf4
 from sun.decode.cuda.decoder import dummy
 from sun.decode.cuda.executor import CudaExecutor
-from sun.decode.cuda.bnb import BnbNf4
 from sun.decode.cuda.fp8 import Fp8
 from sun.decode.cuda.table import FORMATS, dtype_of
 from sun.decode.kv_pool import KVPool
@@ -43,7 +43,7 @@ def compile_only(kernel: JITFunction, grid):
     def launch(*arguments, **options) -> None:
         made = kernel.run(*arguments, grid=grid, warmup=True, **options)
         assert made.asm["cubin"]
-        print(kernel.__name__, made.metadata.shared, "wgmma" if "wgmma" in made.asm["ptx"] else "-", flush=True)
+        print(kernel.__name__, made.metadata.shared, next((word for word in ("wgmma", "mma.sync") if word in made.asm["ptx"]), "-"), flush=True)
 
     return launch
 

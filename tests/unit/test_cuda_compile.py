@@ -12,18 +12,16 @@ import pytest
 pytest.importorskip("triton", reason="needs the triton package, whose compiler needs no GPU")
 
 
-from sun.decode.cuda.formats import SHARED_BYTES
-
 STEP = {"add_norm", "rotate_and_keep", "attend_parts", "join_parts", "silu_product"}
 LEAST = 99 << 10
 """Shared memory that a program may have on the GPUs of compute capability 8.0 or later that have least of it (8.6, 8.9, 12.0)."""
 
 
-def test_all_kernels_compile_fit_into_shared_memory_and_layers_use_hoppers_matrix_instructions(tmp_path):
+def test_all_kernels_compile_fit_into_shared_memory_and_layers_use_matrix_instructions(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_cuda.py")), "1", "64"], capture_output=True, text=True, env=environment)
+        [sys.executable, str(Path(__file__).with_name("compile_cuda.py")), "1", "32", "64"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     made: dict[str, list[list[str]]] = {}
     for line in done.stdout.splitlines():
@@ -37,5 +35,5 @@ def test_all_kernels_compile_fit_into_shared_memory_and_layers_use_hoppers_matri
     for scheme, kernels in made.items():
         assert STEP <= {name for name, *_ in kernels}
         for name, shared, instructions in kernels:
-            assert int(shared) <= (SHARED_BYTES if (scheme, name) == ("int4", "multiply") else LEAST), (scheme, name)
-            assert (instructions == "wgmma") == (name == "multiply")
+            assert int(shared) <= LEAST, (scheme, name)
+            assert instructions in (("wgmma", "mma.sync") if name == "multiply" else ("mma.sync", "-")), (scheme, name)

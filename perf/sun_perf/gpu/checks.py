@@ -14,6 +14,7 @@ from torch import Tensor
 from sun.decode.cuda.attention import Attention
 from sun.decode.cuda.decoder import of_model, reference
 from sun.decode.cuda.executor import CudaExecutor
+from sun.decode.cuda.formats import as_taken
 from sun.decode.cuda.sampling import choose
 from sun.decode.cuda.table import dtype_of, pack
 from sun.decode.executor import TorchExecutor
@@ -28,7 +29,7 @@ from sun_perf.gpu.prefill import errors
 
 LOGITS = {"fp32": 1e-3, "bf16": 0.03, "int8": 0.05, "int4": 0.05, "fp8": 0.15, "bnb-nf4": 0.05}
 """Largest root mean square error of a small model's logits, as a share of their spread."""
-LAYERS = {"int8": 1e-5, "int4": 2**-8}
+LAYERS = {"int8": 2**-11, "int4": 2**-10}
 """Largest error of a layer's output, as a share of what its products could add up to."""
 LOW_BIT: dict[str, Callable[[Tensor], Tensor]] = {"int8": lambda weight: symmetric(weight, 127), "int4": int4}
 """Of the schemes with layers of our own: what the codes of a weight stand for."""
@@ -60,7 +61,7 @@ def layer(plan: Plan, scheme: str, numbers: Callable[[Tensor], Tensor]) -> Itera
     for rows in plan.layer_rows:
         x = torch.randn(rows, inputs, device=plan.device, dtype=torch.bfloat16)
         most = x.double().abs() @ numbers.abs().T
-        error = ((packed(x).double().sum(0) - x.double() @ numbers.T).abs() / most).max()
+        error = ((packed(as_taken(x, packed)).double().sum(0) - x.double() @ numbers.T).abs() / most).max()
         yield result(f"{scheme} layer {outputs} x {inputs}, {rows} rows", float(error), LAYERS[scheme])
 
 

@@ -10,8 +10,8 @@ from functools import partial
 import torch
 from triton.runtime.errors import OutOfResources
 
-from sun.decode.cuda.formats import Dense, Int4, Int8
-from sun.decode.cuda.linear_kernel import MOST_SPLITS, STEP4, Tile
+from sun.decode.cuda.formats import Dense, Int4, Int8, as_taken
+from sun.decode.cuda.linear_kernel import MOST_SPLITS, PIECE, PIECES, Tile
 from sun.decode.cuda.table import pack
 from sun_perf.gpu.books import Piece
 from sun_perf.gpu.clock import captured, device_ms
@@ -21,11 +21,11 @@ CACHE = 200 << 20
 """Bytes of a layer's copies that take turns: far more than a cache holds, as in a whole model."""
 
 
-def candidates(default: Tile, inputs: int) -> list[Tile]:
+def candidates(default: Tile, inputs: int, bits: int) -> list[Tile]:
     """The default tile and others."""
     others = [
-        Tile(width, splits, warps, stages) for width, warps in ((64, 4), (128, 4), (128, 8)) for splits in (1, 2, 4, MOST_SPLITS)
-        for stages in sorted({2, default.stages, default.stages + 2}) if splits <= inputs // STEP4]
+        Tile(width, splits, warps, stages, unroll) for width, warps in ((64, 2), (128, 4), (128, 8), (256, 8)) for splits in (1, 2, 4, MOST_SPLITS)
+        for stages, unroll in ((3, 1), (4, 1), (3, 2)) if inputs % (splits * unroll * PIECES[bits] * PIECE) == 0]
     return list(dict.fromkeys([default, *others]))
 
 
@@ -50,22 +50,24 @@ def rows(plan: Plan, scheme: str, name: str) -> Iterator[dict]:
     (outputs, inputs), most = plan.shape.linears[name], plan.batches[-1]
     weight = torch.randn(outputs, inputs, device=plan.device, dtype=torch.bfloat16)
     layers, dense = copies(pack(weight, scheme, torch.bfloat16), plan), copies(pack(weight, "bf16", torch.bfloat16), plan)
-    default = layers[0].tile
     for batch in sorted({min(16, most), most}):
-        x = torch.randn(batch, inputs, device=plan.device, dtype=torch.bfloat16)
+        size = min(64, max(16, batch))
+        default = layers[0].tiles[size]
 
-        def us(layers: list, tile: Tile | None = None, x: torch.Tensor = x) -> float:
+        def us(layers: list, tile: Tile | None = None, size: int = size, batch: int = batch) -> float:
+            x = as_taken(torch.randn(batch, inputs, device=plan.device), layers[0])
+
             def run() -> None:
                 for layer in layers:
                     if tile:
-                        layer.tile = tile
+                        layer.tiles = {size: tile}
                     layer(x)
 
             return device_ms(captured(run, plan.device), plan.device, plan.times) / len(layers) * 1e3
 
         # The default one first, so that it is there even if there is no time for more.
         times = {default: us(layers, default)}
-        for tile in candidates(default, inputs)[: None if plan.device.type == "cuda" else 2]:
+        for tile in candidates(default, inputs, layers[0].bits)[: None if plan.device.type == "cuda" else 2]:
             if plan.left_s > 0 and tile != default:
                 with suppress(OutOfResources):  # more shared memory than there is
                     times[tile] = us(layers, tile)

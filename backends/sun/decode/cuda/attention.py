@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sun.decode.cuda.dots import dot_type
+from sun.decode.cuda.layer_kernels import rounded
 
 SPLITS = 16
 """Most programs that share a sequence's K and V head: 8 heads times 16 are about the multiprocessors of an H100."""
@@ -70,8 +71,12 @@ def attend_parts(q, kv, starts, positions, mixed, tops, totals, scale, span,
 
 
 @triton.jit
-def join_parts(mixed, tops, totals, positions, out, SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr):
-    """out [batch, heads, SIZE]: the parts of `attend_parts`, brought to one top, added and divided. Grid: (batch, heads)."""
+def join_parts(mixed, tops, totals, positions, columns, out,
+               SIZE: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr, COLUMNS: tl.constexpr):
+    """out [batch, heads, SIZE]: the parts of `attend_parts`, brought to one top, added and divided; COLUMNS: times columns [heads, SIZE].
+
+    Grid: (batch, heads).
+    """
     row, head = tl.program_id(0), tl.program_id(1)
     length = tl.load(positions + row).to(tl.int32) + 1
     s, d = tl.arange(0, SPLITS), tl.arange(0, WIDTH)
@@ -82,7 +87,9 @@ def join_parts(mixed, tops, totals, positions, out, SIZE: tl.constexpr, WIDTH: t
     total = tl.sum(weight * tl.load(totals + at, mask=used, other=0.0), axis=0)
     parts = tl.load(mixed + at[:, None] * SIZE + d[None, :], mask=used[:, None] & (d < SIZE)[None, :], other=0.0)
     value = tl.sum(parts * weight[:, None], axis=0) / total
-    tl.store(out + (row * tl.num_programs(1) + head) * SIZE + d, value.to(out.dtype.element_ty), mask=d < SIZE)
+    if COLUMNS:
+        value *= tl.load(columns + head * SIZE + d, mask=d < SIZE, other=0.0)
+    tl.store(out + (row * tl.num_programs(1) + head) * SIZE + d, rounded(value, out), mask=d < SIZE)
 
 
 class Attention:
@@ -94,10 +101,11 @@ class Attention:
         self._mixed = torch.empty(most, heads, self.splits, size, dtype=torch.float32, device=device)
         self._tops, self._totals = torch.empty(2, most, heads, self.splits, dtype=torch.float32, device=device)
 
-    def __call__(self, q: Tensor, kv: Tensor, starts: Tensor, positions: Tensor) -> Tensor:
-        """[batch, heads * head_dim] in q's dtype of q [batch, heads, head_dim] over kv [2, kv_heads, tokens, head_dim], a layer's pool.
+    def __call__(self, q: Tensor, kv: Tensor, starts: Tensor, positions: Tensor, columns: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """[batch, heads * head_dim] of q [batch, heads, head_dim] over kv [2, kv_heads, tokens, head_dim], a layer's pool.
 
         starts, positions [batch] int64: a row attends to the tokens from its start to its position, both included.
+        columns [heads * head_dim] float32: by what the result is multiplied (None: nothing) before it is rounded to ``dtype``, None for q's.
         """
         batch, group = len(q), self.heads // self.kv_heads
         width = max(16, triton.next_power_of_2(self.size))
@@ -105,7 +113,8 @@ class Attention:
             q, kv, starts, positions, self._mixed, self._tops, self._totals, self.size**-0.5 * LOG2E, kv.shape[2],
             KV_HEADS=self.kv_heads, GROUP=group, SIZE=self.size, ROWS=max(16, triton.next_power_of_2(group)), WIDTH=width,
             BLOCK=BLOCK, SPLITS=self.splits, DOT=dot_type(kv.dtype), num_warps=4, num_stages=2)
-        out = torch.empty(batch, self.heads * self.size, dtype=q.dtype, device=q.device)
+        out = torch.empty(batch, self.heads * self.size, dtype=dtype or q.dtype, device=q.device)
         join_parts[batch, self.heads](
-            self._mixed, self._tops, self._totals, positions, out, SIZE=self.size, WIDTH=width, BLOCK=BLOCK, SPLITS=self.splits, num_warps=2)
+            self._mixed, self._tops, self._totals, positions, columns, out,
+            SIZE=self.size, WIDTH=width, BLOCK=BLOCK, SPLITS=self.splits, COLUMNS=columns is not None, num_warps=2)
         return out

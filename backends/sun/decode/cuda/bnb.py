@@ -18,13 +18,13 @@ class BnbNf4:
     """4-bit codes. Version 0.50.2 multiplies by them as they lie for up to 4 rows, and for more by the layer's size and the GPU; else it
     makes weights in x's type first."""
 
-    parts = 1
+    columns = None
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
         from bitsandbytes.functional import quantize_4bit
 
         self.weight, self.state = quantize_4bit(weight.to(dtype).contiguous(), blocksize=BLOCK, quant_type="nf4")
-        self.nbytes = self.weight.nbytes + self.state.absmax.nbytes
+        self.takes, self.nbytes = dtype, self.weight.nbytes + self.state.absmax.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `sun.decode.cuda.formats.Format`."""

@@ -24,9 +24,14 @@ class Group:
     bias: Tensor | None = None
 
 
+def weighed(norm: Tensor, to: Group) -> Tensor:
+    """A norm's weight times the columns of the layer behind it."""
+    return norm if to.format.columns is None else norm.float() * to.format.columns
+
+
 @dataclass(frozen=True)
 class DecoderLayer:
-    """One layer. norms [2, head_dim]: of Q and of K, or None."""
+    """One layer. norm_in, norm_mlp: as the layer behind them takes what they make (`weighed`). norms [2, head_dim]: of Q and of K, or None."""
 
     qkv: Group
     o: Group
@@ -66,12 +71,13 @@ def of_model(model: Llama, scheme: str, dtype: torch.dtype, device: torch.device
 
     def layer(of) -> DecoderLayer:
         norms = None if of.q_norm is None else torch.stack((of.q_norm, of.k_norm)).to(device)
+        qkv, gate_up = group(of.q, of.k, of.v), group(of.gate, of.up)
         return DecoderLayer(
-            group(of.q, of.k, of.v), group(of.o), group(of.gate, of.up), group(of.down), of.norm_in.to(device), of.norm_mlp.to(device), norms)
+            qkv, group(of.o), gate_up, group(of.down), weighed(of.norm_in.to(device), qkv), weighed(of.norm_mlp.to(device), gate_up), norms)
 
+    head = group(model.head, scheme=head_scheme(scheme))
     return Decoder(
-        model.base, scheme, dtype, model.embedding.to(device, dtype), [layer(each) for each in model.layers], model.final_norm.to(device),
-        group(model.head, scheme=head_scheme(scheme)))
+        model.base, scheme, dtype, model.embedding.to(device, dtype), [layer(each) for each in model.layers], weighed(model.final_norm.to(device), head), head)
 
 
 def dummy(shape: Shape, scheme: str, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Decoder:
@@ -94,9 +100,9 @@ def dummy(shape: Shape, scheme: str, dtype: torch.dtype, device: torch.device, s
             bias = torch.randn(size[0], generator=draw, device=device) if shape.biases and name == "qkv" else None
             groups[name] = Group(pack(weight(*size), scheme, dtype, codes(name)), bias)
         return DecoderLayer(
-            **groups, norm_in=ones(shape.hidden), norm_mlp=ones(shape.hidden), norms=torch.ones(2, shape.head_dim, device=device) if shape.normed else None)
+            **groups, norm_in=weighed(ones(shape.hidden), groups["qkv"]), norm_mlp=weighed(ones(shape.hidden), groups["gate_up"]),
+            norms=torch.ones(2, shape.head_dim, device=device) if shape.normed else None)
 
     embedding = weight(shape.vocab, shape.hidden).to(dtype)
-    head = embedding if shape.tied else weight(shape.vocab, shape.hidden)
-    return Decoder(
-        shape, scheme, dtype, embedding, [layer() for _ in range(shape.layers)], ones(shape.hidden), Group(pack(head, head_scheme(scheme), dtype, codes(HEAD))))
+    head = Group(pack(embedding if shape.tied else weight(shape.vocab, shape.hidden), head_scheme(scheme), dtype, codes(HEAD)))
+    return Decoder(shape, scheme, dtype, embedding, [layer() for _ in range(shape.layers)], weighed(ones(shape.hidden), head), head)

@@ -82,17 +82,17 @@ class CudaExecutor:
         x = decoder.embedding[tokens].float()
         parts, last = None, None
         for layer, kv in zip(decoder.layers, self.pool.data, strict=True):
-            h = self._add_norm(x, parts, last, layer.norm_in)
+            h = self._add_norm(x, parts, last, layer.norm_in, layer.qkv)
             q = self._rotate_and_keep(layer.qkv.format(h), layer.qkv, layer.norms, cos, sin, starts, positions, kv)
-            mixed = self.attention(q, kv, starts, positions)
-            h = self._add_norm(x, layer.o.format(mixed), layer.o, layer.norm_mlp)
-            parts, last = layer.down.format(self._product(layer.gate_up.format(h), layer.gate_up)), layer.down
-        logits = decoder.head.format(self._add_norm(x, parts, last, decoder.norm))
+            mixed = self.attention(q, kv, starts, positions, layer.o.format.columns, layer.o.format.takes)
+            h = self._add_norm(x, layer.o.format(mixed), layer.o, layer.norm_mlp, layer.gate_up)
+            parts, last = layer.down.format(self._product(layer.gate_up.format(h), layer.gate_up, layer.down)), layer.down
+        logits = decoder.head.format(self._add_norm(x, parts, last, decoder.norm, decoder.head))
         return logits.view(batch, -1).float() if len(logits) == 1 else logits.sum(0)
 
-    def _add_norm(self, x: Tensor, parts: Tensor | None, group: Group | None, weight: Tensor) -> Tensor:
+    def _add_norm(self, x: Tensor, parts: Tensor | None, group: Group | None, weight: Tensor, to: Group) -> Tensor:
         batch, width = x.shape
-        out = torch.empty(batch, width, dtype=self.decoder.dtype, device=x.device)
+        out = torch.empty(batch, width, dtype=to.format.takes, device=x.device)
         bias = None if group is None else group.bias
         kernels.add_norm[(batch,)](
             x, parts, bias, weight, out, self.decoder.norm_eps, batch, width, PARTS=0 if parts is None else len(parts), BIAS=bias is not None,
@@ -108,9 +108,10 @@ class CudaExecutor:
             NORMED=norms is not None, num_warps=1)
         return q
 
-    def _product(self, parts: Tensor, group: Group) -> Tensor:
+    def _product(self, parts: Tensor, group: Group, to: Group) -> Tensor:
         batch, width = parts.shape[1], parts.shape[2] // 2
-        out = torch.empty(batch, width, dtype=self.decoder.dtype, device=parts.device)
+        out, columns = torch.empty(batch, width, dtype=to.format.takes, device=parts.device), to.format.columns
         kernels.silu_product[batch, triton.cdiv(width, PRODUCT_BLOCK)](
-            parts, group.bias, out, batch, width, PARTS=len(parts), BIAS=group.bias is not None, BLOCK=PRODUCT_BLOCK, num_warps=4)
+            parts, group.bias, columns, out, batch, width, PARTS=len(parts), BIAS=group.bias is not None, COLUMNS=columns is not None,
+            BLOCK=PRODUCT_BLOCK, num_warps=4)
         return out

@@ -8,23 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sun.decode.cuda.linear_kernel import STEP, STEP4, run, tile_for
+from sun.decode.cuda.linear_kernel import BY, PIECE, PIECES, run, tile_for
 from sun.gpu import capability_missing
 from sun.model.codes import FINE, Codes, integers
 from sun.model.quantise import GROUP, int4_codes
 
-SHARED_BYTES = 140 << 10
-"""Shared memory that a program of 128 outputs and 64 rows takes for 4-bit codes, as compiled for an H100."""
+FULLEST = torch.finfo(torch.float16).max
+CHUNK = 64
+"""Outputs whose 4-bit scales lie together."""
 
 
 class Format(Protocol):
-    """Parts [parts, batch, out], whose sum is y, of x [batch, in], without the bias; x in the executor's dtype.
+    """Parts [parts, batch, out], whose sum is y, of x [batch, in], without the bias.
 
     Made of a weight [out, in] on the device, the executor's dtype, and the layer's integer codes where its scheme has some.
-    parts: how many. nbytes: of the weights as they lie, scales included: what a step reads of them.
+    Who makes x multiplies it by ``columns`` [in] float32 (None: by nothing) and rounds it to ``takes``, float16 within its range.
+    nbytes: of the weights as they lie, scales included: what a step reads of them.
     """
 
-    parts: int
+    columns: Tensor | None
+    takes: torch.dtype
     nbytes: int
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None): ...
@@ -43,10 +46,10 @@ class Format(Protocol):
 class Dense:
     """Weights in the executor's dtype, by cuBLAS; bf16's sums come in float32."""
 
-    parts = 1
+    columns = None
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
-        self.weight, self.nbytes = weight.to(dtype), weight.numel() * dtype.itemsize
+        self.weight, self.takes, self.nbytes = weight.to(dtype), dtype, weight.numel() * dtype.itemsize
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Format`."""
@@ -65,62 +68,67 @@ class Dense:
         return True
 
 
-class Int8:
-    """8-bit integers with one scale per output row. Inputs stay as they are, but for what they are divided by first (``codes.smooth``)."""
+class Integers:
+    """What layers of integers have in common. bits: of a code."""
 
-    def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
-        outputs, inputs = weight.shape
-        levels, smooth = (codes.levels, codes.smooth) if codes else (FINE, None)
-        weight = weight.float() if smooth is None else weight.float() * smooth.to(weight.device)
-        numbers, scale = integers(weight, levels)
-        self.codes = numbers.to(torch.int8).view(outputs, inputs // STEP, STEP).transpose(0, 1).contiguous()
-        # Powers of two, so that multiplying is as exact as dividing.
-        self.scales, self.columns = scale.flatten(), None if smooth is None else (1 / smooth).to(weight.device)
-        self.outputs, self.tile = outputs, tile_for(outputs, inputs, STEP)
-        self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes
+    bits: int
+    takes = torch.float16
+
+    def __init__(self, codes: Tensor, scales: Tensor, columns: Tensor):
+        """codes [out, in], from 0 on; scales: see `sun.decode.cuda.linear_kernel.multiply`; columns: see `Format`."""
+        outputs, inputs = codes.shape
+        pieces = codes.int().view(outputs, -1, PIECES[self.bits], PIECE).transpose(0, 1)
+        words = sum(pieces[:, :, i] << (self.bits * i) for i in range(PIECES[self.bits]))
+        # By way of int16, because torch makes no uint16 of larger integers.
+        self.codes = torch.where(words < 1 << 15, words, words - (1 << 16)).to(torch.int16).contiguous().view(torch.uint16)
+        self.scales, self.columns, self.nbytes = scales.contiguous(), columns, self.codes.nbytes + scales.nbytes
+        self.tiles = {rows: tile_for(outputs, inputs, self.bits, rows) for rows in (16, 32, 64)}
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Format`."""
-        return run(x, self.codes, self.scales, self.columns, self.outputs, self.tile)
+        return run(x, self.codes, self.scales, self.bits, CHUNK, self.tiles)
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
         """As `Dense`."""
         return capability_missing(device, (8, 0))
 
-    @staticmethod
-    def fits(weight: Tensor) -> bool:
+    @classmethod
+    def fits(cls, weight: Tensor) -> bool:
         """Whole steps of inputs, and places that 32 bits can count."""
-        return weight.shape[1] % STEP == 0 and weight.numel() < 1 << 31
+        return weight.shape[1] % (PIECES[cls.bits] * PIECE) == 0 and weight.numel() < 1 << 31
 
 
-class Int4:
-    """4-bit weights in groups of `GROUP` with a scale and a zero point each, both float16: 5 bits a weight. Inputs stay as they are."""
+class Int8(Integers):
+    """8-bit integers with one scale per output row. Inputs stay as they are, but for what they are divided by first (``codes.smooth``)."""
+
+    bits = 8
+
+    def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
+        levels, smooth = (codes.levels, codes.smooth) if codes else (FINE, None)
+        weight = weight.float() if smooth is None else weight.float() * smooth.to(weight.device)
+        numbers, scale = integers(weight, levels)
+        even = torch.ones(weight.shape[1], device=weight.device) if smooth is None else 1 / smooth.to(weight.device)
+        # Powers of two, so that multiplying is as exact as dividing.
+        super().__init__(numbers + 128, scale.flatten() / BY, even * BY)
+
+
+class Int4(Integers):
+    """4-bit weights in groups of `GROUP` with a scale and a minimum each, both float16: 5 bits a weight. Inputs stay as they are."""
+
+    bits = 4
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
         outputs, inputs = weight.shape
-        integers, scale, low = int4_codes(weight.float())
-        # [steps, out, 8 groups, 32] -> words of one code a group; bits are added in int64, because torch shifts no uint32.
-        steps = integers.view(outputs, inputs // STEP4, 8, GROUP).transpose(0, 1)
-        words = sum(steps[:, :, group].long() << (4 * group) for group in range(8))
-        self.codes = torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32).contiguous().view(torch.uint32)
-        # [groups, out, 2] of 16 bits, each pair read as one word.
-        self.scales = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1).to(torch.float16).contiguous().view(torch.uint32)
-        self.outputs, self.tile = outputs, tile_for(outputs, inputs, STEP4)
-        self.parts, self.nbytes = self.tile.splits, self.codes.nbytes + self.scales.nbytes
+        integers, scale, low = (part.view(outputs, inputs // GROUP, -1) for part in int4_codes(weight.float()))
+        # In the kernel a code has 16 more.
+        pairs = torch.cat((scale, low - 16 * scale), dim=-1).div_(BY).clamp_(-FULLEST, FULLEST).to(torch.float16).view(torch.int32)
+        missing = -outputs % CHUNK
+        chunks = F.pad(pairs.view(outputs, -1), (0, 0, 0, missing)).view((outputs + missing) // CHUNK, CHUNK, -1, PIECES[4])
+        super().__init__(integers.view(outputs, inputs), chunks.permute(2, 0, 3, 1).contiguous().view(torch.uint32), torch.full((inputs,), BY, device=weight.device))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """See `Format`."""
-        return run(x, self.codes, self.scales, None, self.outputs, self.tile)
 
-    @staticmethod
-    def missing(device: torch.device) -> str | None:
-        """As `Dense`, and room for what is read ahead at 64 rows."""
-        if device.type == "cuda" and (room := torch.cuda.get_device_properties(device).shared_memory_per_block_optin) < SHARED_BYTES:
-            return f"needs {SHARED_BYTES >> 10} KiB of shared memory a program, {torch.cuda.get_device_name(device)} has {room >> 10}"
-        return capability_missing(device, (8, 0))
-
-    @staticmethod
-    def fits(weight: Tensor) -> bool:
-        """As `Int8`, with steps of its own."""
-        return weight.shape[1] % STEP4 == 0 and weight.numel() < 1 << 31
+def as_taken(x: Tensor, format: Format) -> Tensor:
+    """x [batch, in] in the form in which ``format`` takes it."""
+    x = x.float() if format.columns is None else x.float() * format.columns
+    return (x.clamp(-FULLEST, FULLEST) if format.takes is torch.float16 else x).to(format.takes)

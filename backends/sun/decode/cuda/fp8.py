@@ -29,13 +29,13 @@ def round_rows(x, out, scales, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr
 class Fp8:
     """Sums come in bf16: torch's kernel with a scale per row has no other output."""
 
-    parts = 1
+    columns = None
 
     def __init__(self, weight: Tensor, dtype: torch.dtype, codes: Codes | None = None):
         weight = weight.float()
         scales = weight.abs().amax(1, keepdim=True).clamp_min(1e-20) / LARGEST
         self.weight, self.scales = (weight / scales).to(torch.float8_e4m3fn), scales.t().contiguous()
-        self.nbytes = self.weight.nbytes + self.scales.nbytes
+        self.takes, self.nbytes = dtype, self.weight.nbytes + self.scales.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `sun.decode.cuda.formats.Format`."""

@@ -3,6 +3,8 @@
 A linear layer's output comes in ``parts`` [parts, batch, out], whose sum it is, without its bias (`sun.decode.cuda.formats`):
 whoever reads it adds them up, so that a layer that is split over its inputs costs no launch more. All sums are in float32.
 
+What is made for a linear layer is rounded as the layer takes it (`sun.decode.cuda.formats.Format`); float16 is kept within its range.
+
 Under TRITON_INTERPRET=1 these run on CPU tensors, too; there bf16 has no arithmetic, so it is converted where it is read and written.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
 
 
 @triton.jit
@@ -23,6 +26,14 @@ def _sum(parts, bias, row, batch, width, at, mask, PARTS: tl.constexpr, BIAS: tl
     return value
 
 
+@triton.jit
+def rounded(value, out):
+    """As ``out`` has it."""
+    if out.dtype.element_ty == tl.float16:
+        value = tl.minimum(tl.maximum(value, -65504.0), 65504.0)
+    return value.to(out.dtype.element_ty)
+
+
 @triton.jit(do_not_specialize=["batch"])
 def add_norm(x, parts, bias, weight, out, eps, batch, width, PARTS: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr):
     """x [batch, width] float32 += a layer's output (nothing where PARTS is 0); out = RMSNorm(x) * weight (arXiv 1910.07467). Grid: batch."""
@@ -34,7 +45,7 @@ def add_norm(x, parts, bias, weight, out, eps, batch, width, PARTS: tl.constexpr
         tl.store(x + row * width + at, value, mask=inside)
     root = 1.0 / tl.sqrt(tl.sum(value * value, axis=0) / width + eps)
     scaled = value * root * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + at, scaled.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * width + at, rounded(scaled, out), mask=inside)
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -76,11 +87,13 @@ def rotate_and_keep(parts, bias, norms, cos, sin, starts, positions, q, kv, eps,
 
 
 @triton.jit(do_not_specialize=["batch"])
-def silu_product(parts, bias, out, batch, width, PARTS: tl.constexpr, BIAS: tl.constexpr, BLOCK: tl.constexpr):
-    """out [batch, width] = silu(gate) * up of parts [PARTS, batch, 2 width], gate before up. Grid: (batch, width / BLOCK)."""
+def silu_product(parts, bias, columns, out, batch, width, PARTS: tl.constexpr, BIAS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """out [batch, width] = silu(gate) * up of parts [PARTS, batch, 2 width], gate before up; COLUMNS: times columns [width]. Grid: (batch, width / BLOCK)."""
     row, at = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
     gate = _sum(parts, bias, row, batch, 2 * width, at, inside, PARTS, BIAS)
     up = _sum(parts, bias, row, batch, 2 * width, width + at, inside, PARTS, BIAS)
     value = gate / (1.0 + tl.exp(-gate)) * up
-    tl.store(out + row * width + at, value.to(out.dtype.element_ty), mask=inside)
+    if COLUMNS:
+        value *= tl.load(columns + at, mask=inside, other=0.0)
+    tl.store(out + row * width + at, rounded(value, out), mask=inside)

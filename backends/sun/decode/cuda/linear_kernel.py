@@ -1,12 +1,14 @@
 """A linear layer whose weights are 8- or 4-bit integers, for few rows, in Triton language: a weight is read once, in its own size.
 
-Codes lie as [inputs / step, outputs, ...]: what one program reads at a time is one piece of memory, whatever its size. The
-weights are the product's left side (y^T = W x^T): Hopper's tensor cores take that side from registers, where it was made of
-its codes, and rows, of which there are few, become the narrow side.
+Codes lie as [inputs / step, outputs, PIECE] 16-bit words, a code of each of a step's pieces in a word: what one program reads
+at a time is one piece of memory, whatever its size. The weights are the product's left side (y^T = W x^T): tensor cores take
+that side from registers, where it was made of its codes, and rows, of which there are few, become the narrow side.
 
-With 4 bits it is instructions that are scarce, not bandwidth, so a word of 32 bits holds one code of each of eight groups:
-a code is masked out of it where it lies, and its group's scale makes up for the place. By the compiler's output for an H100
-that takes 6 instructions a weight, and none of the slow conversions that bytes need.
+It is instructions that are scarce, not bandwidth. So two neighbours are made at once, in float16: their codes are masked out
+of one register into the mantissa of a number whose exponent is known (16 + code, 1024 + code), which needs no conversion, and
+one addition or multiplication takes the excess away ("Who says elephants can't run", arXiv 2211.10017). By the compiler's
+output for an H100 that takes 2.7 instructions a 4-bit weight and 2.3 an 8-bit one, of which a third is everything else.
+bf16 has too few bits for that; inputs come in float16, too, divided by 16, so that they have room (`BY`).
 """
 
 from __future__ import annotations
@@ -18,86 +20,129 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sun.decode.cuda.dots import dot_type
-from sun.model.quantise import GROUP
+from sun.decode.cuda.dots import interpreted
 
-STEP = 64
-"""Inputs that a program reads at once of 8-bit codes."""
-STEP4 = 8 * GROUP
-"""And of 4-bit ones: one group for each code in a word."""
+PIECE = 32
+"""Inputs that are multiplied at once: one group of 4-bit codes."""
+PIECES = {8: 2, 4: 4}
+"""Codes in a word, by their bits."""
 MOST_SPLITS = 8
+PROCESSORS = 132
+"""Multiprocessors of an H100 or H200."""
+BY = 1 / 16
+"""What inputs are multiplied by before they are rounded to float16, and weights by its inverse: inputs may be 1,048,064 then, and what is
+below 0.001 keeps fewer bits than in bf16."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """How a layer is cut: outputs a program, over how many programs its inputs are split, warps, stages of the pipeline that reads ahead."""
+    """How a layer is cut: outputs a program, over how many programs its inputs are split, warps, stages of the pipeline that reads ahead, steps at once."""
 
     outputs: int
     splits: int
     warps: int
     stages: int
+    unroll: int
 
 
-def tile_for(outputs: int, inputs: int, step: int, processors: int = 132) -> Tile:
-    """One and a half programs a multiprocessor (of an H100) with four large steps each or more, by the layer alone: it does not depend on the batch.
-
-    By arithmetic, not by measurement: bandwidth times latency is some 16 KB a multiprocessor, and parts cost 4 bytes an
-    output, row and split, so there are no more of them than that takes.
-    """
-    width = 64 if outputs <= 16384 else 128
-    tiles, splits = -(-outputs // width), 1
-    while splits < MOST_SPLITS and 2 * tiles * splits < 3 * processors and inputs >= 2 * splits * 4 * STEP4:
+def splits_for(outputs: int, inputs: int, bits: int) -> int:
+    """Over how many programs a layer's inputs are split: until there are one and a half a multiprocessor, with 512 inputs each or more. Not by the batch."""
+    tiles, splits = -(-outputs // (256 if bits == 4 else 128)), 1
+    while splits < MOST_SPLITS and 2 * tiles * splits < 3 * PROCESSORS and inputs >= 2 * splits * 512:
         splits *= 2
-    return Tile(width, splits, warps=width // 16, stages=3 if step == STEP4 else 6)
+    return splits
+
+
+def tile_for(outputs: int, inputs: int, bits: int, rows: int) -> Tile:
+    """The fastest of those measured on an H200 with the layers of Llama-3.1-8B (`sun_perf.gpu`, part tiles). rows: 16, 32 or 64, of which a program takes all."""
+    splits = splits_for(outputs, inputs, bits)
+    if bits == 8:
+        return Tile(128, splits, warps=8, stages=3, unroll=1 if inputs % (4 * PIECE) else 2)
+    if rows == 16:
+        return Tile(64, splits, warps=2, stages=3, unroll=1)
+    return Tile(4 * rows, splits, warps=rows // 8, stages=3, unroll=1)
+
+
+# $1: a word of each of two neighbours; $2 and $4: scale and rest of their output, twice in a register. To bits 6 to 9, 16 + code, times scale, plus rest.
+_FOUR = "{{ .reg .b32 t; {} lop3.b32 t, t, 0x03C003C0, 0x4C004C00, 0xEA; fma.rn.f16x2 $0, t, $2, $4; }}"
+FOUR_0, FOUR_1, FOUR_2, FOUR_3 = (
+    tl.constexpr(_FOUR.format(shift)) for shift in ("shl.b32 t, $1, 6;", "shl.b32 t, $1, 2;", "shr.u32 t, $1, 2;", "shr.u32 t, $1, 6;"))
+# 1024 + code, less 1024 + 128.
+_EIGHT = "{{ .reg .b32 t, less; {} lop3.b32 t, t, 0x00FF00FF, 0x64006400, 0xEA; mov.b32 less, 0xE480E480; add.f16x2 $0, t, less; }}"
+EIGHT_0, EIGHT_1 = (tl.constexpr(_EIGHT.format(shift)) for shift in ("mov.b32 t, $1;", "shr.u32 t, $1, 8;"))
+TWICE_LOW, TWICE_HIGH = (tl.constexpr(f"prmt.b32 $0, $1, $1, {places};") for places in ("0x1010", "0x3232"))
+
+
+@triton.jit
+def four_bits(words, pair, I: tl.constexpr, ASM: tl.constexpr):
+    """Weights [N, PIECE] float16 of piece I of 4-bit words [N, PIECE]: scale (16 + code) + rest, both float16, of pair [N] uint32, scale in its low half."""
+    if ASM:
+        scale = tl.inline_asm_elementwise(TWICE_LOW, "=r,r", [pair], dtype=tl.uint32, is_pure=True, pack=1)
+        rest = tl.inline_asm_elementwise(TWICE_HIGH, "=r,r", [pair], dtype=tl.uint32, is_pure=True, pack=1)
+        made = tl.inline_asm_elementwise(
+            FOUR_0 if I == 0 else FOUR_1 if I == 1 else FOUR_2 if I == 2 else FOUR_3, "=r,r,r,r,r,r", [words, scale[:, None], rest[:, None]],
+            dtype=tl.float16, is_pure=True, pack=2)
+    else:
+        scale = (pair & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+        rest = (pair >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
+        made = ((((words >> (4 * I)) & 15).to(tl.float32) + 16.0) * scale[:, None] + rest[:, None]).to(tl.float16)
+    return made
+
+
+@triton.jit
+def eight_bits(words, I: tl.constexpr, ASM: tl.constexpr):
+    """Codes [N, PIECE] float16 of piece I of 8-bit words [N, PIECE], where they have 128 more."""
+    if ASM:
+        made = tl.inline_asm_elementwise(EIGHT_0 if I == 0 else EIGHT_1, "=r,r", [words], dtype=tl.float16, is_pure=True, pack=2)
+    else:
+        made = (((words >> (8 * I)) & 255).to(tl.float32) - 128.0).to(tl.float16)
+    return made
 
 
 @triton.jit(do_not_specialize=["batch"])
-def multiply(x, codes, scales, columns, parts, batch, inputs, outputs, share,
-             FOUR: tl.constexpr, COLUMNS: tl.constexpr, STEP: tl.constexpr, N: tl.constexpr, M: tl.constexpr, DOT: tl.constexpr):
-    """parts [splits, batch, outputs] float32: each the product of x [batch, inputs] with ``share`` steps of the weight's inputs.
+def multiply(x, codes, scales, parts, batch, inputs, outputs, share,
+             BITS: tl.constexpr, PIECES: tl.constexpr, PIECE: tl.constexpr, UNROLL: tl.constexpr, CHUNK: tl.constexpr,
+             N: tl.constexpr, M: tl.constexpr, ASM: tl.constexpr):
+    """parts [splits, batch, outputs] float32: each the product of x [batch, inputs] float16 with ``share`` times UNROLL steps of the weight's inputs.
 
-    FOUR: codes uint32 [inputs / STEP, outputs, 32], the code of input 32 i + j of a step at bits 4 i of word j; scales uint32
-    [inputs / 32, outputs], in its low half a float16 scale, in the high one a float16 zero: a weight is (code - 8) scale + zero.
-    (A word of 32 bits is the least that is read ahead.) Otherwise codes int8 [inputs / STEP, outputs, STEP], scales float32 [outputs].
-    COLUMNS: x is first multiplied by columns [inputs]. Grid: (outputs / N, splits, batch / M).
+    A step is PIECES pieces of PIECE inputs. codes uint16 [steps, outputs, PIECE]: word j has the code of input PIECE i + j at bits BITS i.
+    4 bits: scales uint32 [steps, outputs / CHUNK, PIECES, CHUNK], see `four_bits`; 8 bits: scales float32 [outputs].
+    ASM: by the GPU's own instructions. Grid: (outputs / N, splits, batch / M).
     """
     n, split, m = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(1), tl.program_id(2) * M + tl.arange(0, M)
-    PIECES: tl.constexpr = 8 if FOUR else 1
-    WIDTH: tl.constexpr = STEP // PIECES
-    j = tl.arange(0, WIDTH)
+    j = tl.arange(0, PIECE)
     there, rows = n < outputs, m < batch
     acc = tl.zeros([N, M], tl.float32)
-    first = split * share
-    for step in range(first, tl.minimum(first + share, inputs // STEP)):
-        packed = tl.load(codes + (step * outputs + n)[:, None] * WIDTH + j[None, :], mask=there[:, None], other=0)
-        for piece in tl.static_range(PIECES):
-            at = step * STEP + piece * WIDTH + j
-            given = tl.load(x + m[None, :] * inputs + at[:, None], mask=rows[None, :], other=0.0)
-            if COLUMNS:
-                given = (given.to(tl.float32) * tl.load(columns + at)[:, None]).to(x.dtype.element_ty)
-            if FOUR:
-                pair = tl.load(scales + (PIECES * step + piece) * outputs + n, mask=there, other=0)
-                scale = (pair & 0xFFFF).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32)
-                least = (pair >> 16).to(tl.uint16).to(tl.float16, bitcast=True).to(tl.float32) - 8.0 * scale
-                # The code where it lies is 16^piece times as large: powers of two, so nothing is lost.
-                code = (packed & (15 << (4 * piece))).to(tl.float32)
-                weight = (code * (scale * (1.0 / 16**piece))[:, None] + least[:, None]).to(x.dtype.element_ty).to(DOT)
-            else:
-                weight = packed.to(DOT)
-            acc = tl.dot(weight, given.to(DOT), acc, input_precision="ieee")
-    if not FOUR:
+    first, wide, padded = split * share, PIECES * PIECE * UNROLL, tl.cdiv(outputs, CHUNK) * CHUNK
+    x_at = x + m[None, :] * inputs + j[:, None]
+    codes_at = codes + n[:, None] * PIECE + j[None, :]
+    scales_at = scales + n // CHUNK * (PIECES * CHUNK) + n % CHUNK
+    for step in range(first, tl.minimum(first + share, inputs // wide)):
+        # Moved once a step, so that what follows is at fixed distances, which loads have in them.
+        x_now, codes_now, scales_now = x_at + step * wide, codes_at + step * (UNROLL * outputs * PIECE), scales_at + step * (UNROLL * PIECES * padded)
+        for u in tl.static_range(UNROLL):
+            words = tl.load(codes_now + u * outputs * PIECE, mask=there[:, None], other=0)
+            for i in tl.static_range(PIECES):
+                given = tl.load(x_now + (u * PIECES + i) * PIECE, mask=rows[None, :], other=0.0)
+                if BITS == 4:
+                    pair = tl.load(scales_now + (u * PIECES * padded + i * CHUNK), mask=there, other=0)
+                    weight = four_bits(words, pair, i, ASM)
+                else:
+                    weight = eight_bits(words, i, ASM)
+                acc = tl.dot(weight, given, acc)
+    if BITS == 8:
         acc = acc * tl.load(scales + n, mask=there, other=0.0)[:, None]
     tl.store(parts + (split * batch + m)[None, :] * outputs + n[:, None], acc, mask=there[:, None] & rows[None, :])
 
 
-def run(x: Tensor, codes: Tensor, scales: Tensor, columns: Tensor | None, outputs: int, tile: Tile) -> Tensor:
-    """Parts [splits, batch, outputs] float32 of x [batch, inputs]. See `multiply`."""
-    (batch, inputs), four = x.shape, codes.dtype is torch.uint32
-    step = STEP4 if four else STEP
+def run(x: Tensor, codes: Tensor, scales: Tensor, bits: int, chunk: int, tiles: dict[int, Tile]) -> Tensor:
+    """Parts [splits, batch, outputs] float32 of x [batch, inputs] float16. tiles: by rows. See `multiply`."""
+    (batch, inputs), outputs = x.shape, codes.shape[1]
     rows = min(64, max(16, triton.next_power_of_2(batch)))
+    tile = tiles[rows]
     parts = torch.empty(tile.splits, batch, outputs, dtype=torch.float32, device=x.device)
     multiply[triton.cdiv(outputs, tile.outputs), tile.splits, triton.cdiv(batch, rows)](
-        x, codes, scales, columns, parts, batch, inputs, outputs, triton.cdiv(inputs // step, tile.splits),
-        FOUR=four, COLUMNS=columns is not None, STEP=step, N=tile.outputs, M=rows, DOT=dot_type(x.dtype),
+        x, codes, scales, parts, batch, inputs, outputs, triton.cdiv(inputs // (PIECES[bits] * PIECE * tile.unroll), tile.splits),
+        BITS=bits, PIECES=PIECES[bits], PIECE=PIECE, UNROLL=tile.unroll, CHUNK=chunk, N=tile.outputs, M=rows, ASM=not interpreted(),
         num_warps=tile.warps, num_stages=tile.stages)
     return parts
