@@ -25,7 +25,7 @@ class Plan:
     """small: of the models that are compared with plain torch. sequences: decoded at once by the systems that `tasks` compares.
 
     prompts: lengths whose KV is handed over. prefills: lengths that are prefilled, also in chunks of ``chunk`` tokens.
-    times: runs a figure is the median of. buffer: bytes by which bandwidth is measured.
+    layer_rows: of the layers that are checked, tile_rows: of those that are cut in other ways. times: runs a figure is the median of. buffer: bytes by which bandwidth is measured.
     """
 
     shape: Shape
@@ -40,6 +40,7 @@ class Plan:
     prefills: tuple[int, ...]
     chunk: int
     layer_rows: tuple[int, ...]
+    tile_rows: tuple[int, ...]
     times: int
     buffer: int
     budget_s: float
@@ -54,9 +55,9 @@ class Plan:
 def for_gpu(shape: Shape, device: torch.device, schemes: tuple[str, ...], context: int, budget_s: float) -> Plan:
     """Minutes on one GPU."""
     return Plan(shape, small_of(shape), device, schemes, (1, 4, 8, 16, 32, 64), context, (2, 4, 8), 32, (128, 512, 2048), (128, 512, 2048, 8192), 512,
-                (1, 16, 64), 20, 4 << 30, budget_s)
+                (1, 16, 64), (16, 32, 64), 20, 4 << 30, budget_s)
 
 
 def smoke(schemes: tuple[str, ...]) -> Plan:
     """Seconds in the interpreter: its times mean nothing."""
-    return Plan(TINY, TINY, torch.device("cpu"), schemes, (2,), 5, (2,), 2, (4,), (9,), 4, (2,), 1, 1 << 20, 600.0)
+    return Plan(TINY, TINY, torch.device("cpu"), schemes, (2,), 5, (2,), 2, (4,), (9,), 4, (2,), (2, 17), 1, 1 << 20, 600.0)

@@ -11,7 +11,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from sun.decode.cuda.formats import Dense, Int4, Int8, as_taken
-from sun.decode.cuda.linear_kernel import MOST_SPLITS, PIECE, PIECES, Tile
+from sun.decode.cuda.linear_kernel import MOST_SPLITS, PIECE, PIECES, Tile, rows_for
 from sun.decode.cuda.table import pack
 from sun_perf.gpu.books import Piece
 from sun_perf.gpu.clock import captured, device_ms
@@ -47,11 +47,11 @@ def tiles(plan: Plan, scheme: str) -> Iterator[Piece]:
 
 def rows(plan: Plan, scheme: str, name: str) -> Iterator[dict]:
     """One layer's."""
-    (outputs, inputs), most = plan.shape.linears[name], plan.batches[-1]
+    outputs, inputs = plan.shape.linears[name]
     weight = torch.randn(outputs, inputs, device=plan.device, dtype=torch.bfloat16)
     layers, dense = copies(pack(weight, scheme, torch.bfloat16), plan), copies(pack(weight, "bf16", torch.bfloat16), plan)
-    for batch in sorted({min(16, most), most}):
-        size = min(64, max(16, batch))
+    for batch in plan.tile_rows:
+        size = rows_for(batch)
         default = layers[0].tiles[size]
 
         def us(layers: list, tile: Tile | None = None, size: int = size, batch: int = batch) -> float:
@@ -60,7 +60,7 @@ def rows(plan: Plan, scheme: str, name: str) -> Iterator[dict]:
             def run() -> None:
                 for layer in layers:
                     if tile:
-                        layer.tiles = {size: tile}
+                        layer.tiles = {**layer.tiles, size: tile}
                     layer(x)
 
             return device_ms(captured(run, plan.device), plan.device, plan.times) / len(layers) * 1e3

@@ -45,22 +45,26 @@ class Tile:
     unroll: int
 
 
-def splits_for(outputs: int, inputs: int, bits: int) -> int:
-    """Over how many programs a layer's inputs are split: until there are one and a half a multiprocessor, with 512 inputs each or more. Not by the batch."""
-    tiles, splits = -(-outputs // (256 if bits == 4 else 128)), 1
-    while splits < MOST_SPLITS and 2 * tiles * splits < 3 * PROCESSORS and inputs >= 2 * splits * 512:
-        splits *= 2
-    return splits
+def rows_for(batch: int) -> int:
+    """How many rows of ``batch`` a program takes."""
+    return min(64, max(16, triton.next_power_of_2(batch)))
 
 
 def tile_for(outputs: int, inputs: int, bits: int, rows: int) -> Tile:
-    """The fastest of those measured on an H200 with the layers of Llama-3.1-8B (`sun_perf.gpu`, part tiles). rows: 16, 32 or 64, of which a program takes all."""
-    splits = splits_for(outputs, inputs, bits)
-    if bits == 8:
-        return Tile(128, splits, warps=8, stages=3, unroll=1 if inputs % (4 * PIECE) else 2)
-    if rows == 16:
-        return Tile(64, splits, warps=2, stages=3, unroll=1)
-    return Tile(4 * rows, splits, warps=rows // 8, stages=3, unroll=1)
+    """The fastest of those measured on an H200 with the layers of Llama-3.1-8B (`sun_perf.gpu`, part tiles). rows: 16, 32 or 64, of which a program takes all.
+
+    Inputs are split until there are so many programs a multiprocessor, with 512 inputs each or more.
+    """
+    few = rows == 16
+    width, most = (256, 1.5) if bits == 4 else (128, 3 if few else 1.5)
+    tiles, splits = -(-outputs // width), 1
+    while splits < MOST_SPLITS and tiles * splits < most * PROCESSORS and inputs >= 2 * splits * 512:
+        splits *= 2
+    if bits == 4:
+        return Tile(64, splits, warps=2, stages=3, unroll=1) if few else Tile(4 * rows, splits, warps=rows // 8, stages=3, unroll=1)
+    if few:
+        return Tile(64, splits, warps=2, stages=4, unroll=1) if outputs <= 16384 else Tile(128, splits, warps=4, stages=3, unroll=1)
+    return Tile(128, splits, warps=8, stages=3, unroll=1 if inputs % (4 * PIECE) else 2)
 
 
 # $1: a word of each of two neighbours; $2 and $4: scale and rest of their output, twice in a register. To bits 6 to 9, 16 + code, times scale, plus rest.
@@ -138,7 +142,7 @@ def multiply(x, codes, scales, parts, batch, inputs, outputs, share,
 def run(x: Tensor, codes: Tensor, scales: Tensor, bits: int, chunk: int, tiles: dict[int, Tile]) -> Tensor:
     """Parts [splits, batch, outputs] float32 of x [batch, inputs] float16. tiles: by rows. See `multiply`."""
     (batch, inputs), outputs = x.shape, codes.shape[1]
-    rows = min(64, max(16, triton.next_power_of_2(batch)))
+    rows = rows_for(batch)
     tile = tiles[rows]
     parts = torch.empty(tile.splits, batch, outputs, dtype=torch.float32, device=x.device)
     multiply[triton.cdiv(outputs, tile.outputs), tile.splits, triton.cdiv(batch, rows)](
