@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from sun.model.codes import COARSE, Codes
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.data import Example
 from sun_build.tune.loss import collate, distillation, handoff_logits
-from sun_build.tune.modules import TwoModules, frozen, round_input
+from sun_build.tune.modules import TwoModules, frozen, round_inputs
 from sun_build.tune.settings import TuneSettings
 from tests.unit import tiny
 
@@ -174,7 +173,16 @@ def test_a_quantised_decode_module_is_the_one_that_serving_has(base_dir, scheme)
 
 def test_the_gradient_passes_a_rounded_input_as_if_it_were_not_rounded():
     layer = torch.nn.Linear(4, 1, bias=False)
-    layer.register_forward_pre_hook(partial(round_input, Codes(COARSE, split=False)))
+    round_inputs(layer, Codes(COARSE, split=False))
     x = torch.tensor([[0.013, 1.0, -0.4, 0.2]], requires_grad=True)
     layer(x).sum().backward()
     assert torch.equal(x.grad, layer.weight.detach())
+
+
+@pytest.mark.parametrize("columns", [{"smooth": torch.full((8,), 2.0)}, {"whole": torch.arange(8) == 3}], ids=["smoothed", "whole"])
+def test_what_rounds_a_layers_inputs_goes_where_the_layer_goes(columns):
+    layer = torch.nn.Linear(8, 4)
+    round_inputs(layer, Codes(COARSE, split=False, **columns))
+    # Where tensors of a GPU and of the CPU would meet, a tensor without storage and one of the CPU do.
+    assert layer.to("meta")(torch.empty(2, 8, device="meta")).is_meta
+    assert layer.state_dict().keys() == {"weight", "bias"}

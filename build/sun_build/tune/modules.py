@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -130,12 +131,20 @@ def frozen(folder: str | Path, scheme: str) -> nn.Module:
         model.lm_head.weight = nn.Parameter(made["lm_head.weight"])
         for name, layer in model.named_modules():
             if isinstance(layer, nn.Linear) and (codes := codes_for(scheme, name, made.pop(f"{name}.columns", None))):
-                layer.register_forward_pre_hook(partial(round_input, codes))
+                round_inputs(layer, codes)
         model.load_state_dict(made)
     return model.requires_grad_(False)
 
 
-def round_input(codes: Codes, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
-    """A forward pre-hook: the input as its codes stand for it, with the gradient of the input itself (straight-through, arXiv 1308.3432)."""
+def round_inputs(layer: nn.Linear, codes: Codes) -> None:
+    """Give a layer its inputs as its codes stand for them, with the gradient of the inputs themselves (straight-through, arXiv 1308.3432)."""
+    # As buffers, so that they go where the layer goes.
+    layer.register_buffer("smooth", codes.smooth, persistent=False)
+    layer.register_buffer("whole", codes.whole, persistent=False)
+    layer.register_forward_pre_hook(partial(_rounded, codes))
+
+
+def _rounded(codes: Codes, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     x, = inputs
+    codes = replace(codes, smooth=layer.smooth, whole=layer.whole)
     return x + (codes.rounded(x.detach()) - x.detach())
