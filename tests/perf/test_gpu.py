@@ -21,6 +21,7 @@ from sun_perf.gpu.books import Books, write
 from sun_perf.gpu.checks import checks, result
 from sun_perf.gpu.ipc import told
 from sun_perf.gpu.plan import small_of, smoke
+from tests.conftest import DEVICE
 from tests.unit.harness import PATIENCE_S
 
 BARE = """
@@ -121,6 +122,7 @@ def test_a_process_that_only_dies_is_not_started_for_ever_and_old_books_are_not_
 
 
 @interpreted
+@pytest.mark.skipif(DEVICE != "cpu", reason="there is a GPU, and this process's kernels are compiled for it")
 def test_a_scheme_that_raises_fails_its_own_checks_alone(tmp_path, monkeypatch):
     plan = smoke(("int4",))
     made = {"failed": {}, "seconds": {}, "not_run": {}, "begun": []}

@@ -1,6 +1,6 @@
 """Compiles all kernels that steps need, for an H100, without a GPU: run with numbers of rows.
 
-Prints each scheme's name, and after it a line a kernel: its name, the bytes of shared memory that a program takes, and "wgmma", "mma.sync" or "-".
+Prints each scheme's name, and after it a line a kernel: its name, a program's warps, the bytes of shared memory that it takes, and "wgmma", "mma.sync" or "-".
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def compile_only(kernel: JITFunction, grid):
     def launch(*arguments, **options) -> None:
         made = kernel.run(*arguments, grid=grid, warmup=True, **options)
         assert made.asm["cubin"]
-        print(kernel.__name__, made.metadata.shared, next((word for word in ("wgmma", "mma.sync") if word in made.asm["ptx"]), "-"), flush=True)
+        print(kernel.__name__, made.metadata.num_warps, made.metadata.shared, next((word for word in ("wgmma", "mma.sync") if word in made.asm["ptx"]), "-"), flush=True)
 
     return launch
 

@@ -11,6 +11,7 @@ pytest.importorskip("triton", reason="needs the triton package; its interpreter 
 
 from sun.decode.cuda.formats import Dense, Int4, Int8, as_taken
 from sun.decode.cuda.fp8 import Fp8
+from sun.decode.cuda.layer_kernels import silu_product
 from sun.decode.cuda.linear_kernel import MOST_SPLITS, PIECE, PIECES, tile_for
 from sun.decode.cuda.table import pack
 from sun.model.codes import COARSE, FINE, Codes, symmetric
@@ -59,10 +60,13 @@ def test_small_and_large_inputs_have_room(scheme, size):
     assert error(output(layer, x), x, (int4 if scheme == "int4" else partial(symmetric, levels=FINE))(made(0, OUTPUTS, INPUTS))) < 2**-10
 
 
-def test_inputs_beyond_float16_are_the_largest_it_has():
-    layer, x = pack(made(0, OUTPUTS, INPUTS), "int8", torch.bfloat16), torch.zeros(1, INPUTS, device=DEVICE)
-    x[0, 0] = 1e30
-    assert output(layer, x).isfinite().all()
+def test_what_is_made_for_a_layer_keeps_within_float16_and_what_is_no_number_stays_none():
+    gate = torch.tensor([[[1e6, 1e6, float("nan"), 2.0]]], device=DEVICE)
+    up = torch.tensor([[[1e6, -1e6, 1.0, 1.0]]], device=DEVICE)
+    out = torch.empty(1, 4, dtype=torch.float16, device=DEVICE)
+    silu_product[1, 1](torch.cat((gate, up), -1), None, None, out, 1, 4, PARTS=1, BIAS=False, COLUMNS=False, BLOCK=16)
+    most = torch.finfo(torch.float16).max
+    assert out[0, :2].tolist() == [most, -most] and out[0, 2].isnan() and abs(float(out[0, 3]) - 1.7616) < 1e-3
 
 
 def test_int8_takes_the_smoothing_of_the_module_it_was_tuned_with():

@@ -73,14 +73,18 @@ class HandoffTrainer(Trainer):
         size, parts = self.settings.batch, self.settings.accumulate * self.args.world_size
         steps = plan_batches(self.train_dataset, size * parts, self.settings.steps, self.settings.seed)
         planned = [share for step in steps for share in split(step, parts)]
-        return self.accelerator.prepare(DataLoader(self.train_dataset, batch_sampler=Planned(planned, size), collate_fn=collate, pin_memory=self.args.dataloader_pin_memory))
+        return self.accelerator.prepare(self._loader(self.train_dataset, planned))
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """The held-out examples, by length; each device has its share of the batches."""
         rows = self.eval_dataset
         order, size = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt)), self.settings.batch
         planned = [order[i : i + size] for i in range(0, len(order), size)][self.args.process_index :: self.args.world_size]
-        return DataLoader(rows, batch_sampler=Planned(planned, size), collate_fn=collate, pin_memory=self.args.dataloader_pin_memory)
+        return self._loader(rows, planned)
+
+    def _loader(self, rows: list[Example], planned: list[list[int]]) -> DataLoader:
+        batches = Planned(planned, self.settings.batch)
+        return DataLoader(rows, batch_sampler=batches, collate_fn=collate, pin_memory=self.args.dataloader_pin_memory)
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:

@@ -25,7 +25,8 @@ class Plan:
     """small: of the models that are compared with plain torch. sequences: decoded at once by the systems that `tasks` compares.
 
     prompts: lengths whose KV is handed over. prefills: lengths that are prefilled, also in chunks of ``chunk`` tokens.
-    layer_rows: of the layers that are checked, tile_rows: of those that are cut in other ways. times: runs a figure is the median of. buffer: bytes by which bandwidth is measured.
+    layer_rows: of the layers that are checked, tile_rows: of those that are cut in other ways.
+    times: runs a figure is the median of. buffer: bytes by which bandwidth is measured.
     """
 
     shape: Shape

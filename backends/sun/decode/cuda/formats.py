@@ -122,10 +122,11 @@ class Int4(Integers):
         outputs, inputs = weight.shape
         integers, scale, low = (part.view(outputs, inputs // GROUP, -1) for part in int4_codes(weight.float()))
         # In the kernel a code has 16 more.
-        pairs = torch.cat((scale, low - 16 * scale), dim=-1).div_(BY).clamp_(-FULLEST, FULLEST).to(torch.float16).view(torch.int32)
+        pairs = torch.cat((scale, low - 16 * scale), dim=-1).div_(BY).to(torch.float16).view(torch.int32)
         missing = -outputs % CHUNK
         chunks = F.pad(pairs.view(outputs, -1), (0, 0, 0, missing)).view((outputs + missing) // CHUNK, CHUNK, -1, PIECES[4])
-        super().__init__(integers.view(outputs, inputs), chunks.permute(2, 0, 3, 1).contiguous().view(torch.uint32), torch.full((inputs,), BY, device=weight.device))
+        scales = chunks.permute(2, 0, 3, 1).contiguous().view(torch.uint32)
+        super().__init__(integers.view(outputs, inputs), scales, torch.full((inputs,), BY, device=weight.device))
 
 
 def as_taken(x: Tensor, format: Format) -> Tensor:

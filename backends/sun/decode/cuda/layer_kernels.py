@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 
-
 @triton.jit
 def _sum(parts, bias, row, batch, width, at, mask, PARTS: tl.constexpr, BIAS: tl.constexpr):
     """A linear layer's output of ``row`` at columns ``at``."""
@@ -28,9 +27,10 @@ def _sum(parts, bias, row, batch, width, at, mask, PARTS: tl.constexpr, BIAS: tl
 
 @triton.jit
 def rounded(value, out):
-    """As ``out`` has it."""
+    """As ``out`` has it; what is no number stays none."""
     if out.dtype.element_ty == tl.float16:
-        value = tl.minimum(tl.maximum(value, -65504.0), 65504.0)
+        value = tl.maximum(value, -65504.0, propagate_nan=tl.PropagateNan.ALL)
+        value = tl.minimum(value, 65504.0, propagate_nan=tl.PropagateNan.ALL)
     return value.to(out.dtype.element_ty)
 
 

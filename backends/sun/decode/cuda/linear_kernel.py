@@ -30,8 +30,8 @@ MOST_SPLITS = 8
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
 BY = 1 / 16
-"""What inputs are multiplied by before they are rounded to float16, and weights by its inverse: inputs may be 1,048,064 then, and what is
-below 0.001 keeps fewer bits than in bf16."""
+"""What inputs are multiplied by before they are rounded to float16, and weights by its inverse: inputs may be 1,048,064 then (where they are smoothed
+first, by their column's share of that), and what is below 0.00012 keeps fewer bits than in bf16."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ def rows_for(batch: int) -> int:
 
 
 def tile_for(outputs: int, inputs: int, bits: int, rows: int) -> Tile:
-    """The fastest of those measured on an H200 with the layers of Llama-3.1-8B (`sun_perf.gpu`, part tiles). rows: 16, 32 or 64, of which a program takes all.
+    """One form for all layers of few outputs and one for those of many, near the fastest of those measured on an H200 with Llama-3.1-8B's.
 
-    Inputs are split until there are so many programs a multiprocessor, with 512 inputs each or more.
+    rows: 16, 32 or 64, of which a program takes all. Inputs are split until there were so many programs a multiprocessor if each
+    took ``width`` outputs, with 512 inputs each or more. `sun_perf.gpu`, part tiles, tries others.
     """
     few = rows == 16
     width, most = (256, 1.5) if bits == 4 else (128, 3 if few else 1.5)
