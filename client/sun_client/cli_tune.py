@@ -24,6 +24,7 @@ def tune(
     batch: Annotated[int, typer.Option(min=1, help="Examples that run together.")] = 16,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches per optimiser step, on each device.")] = 1,
     rank: Annotated[int, typer.Option(min=1, help="LoRA rank; alpha is twice that.")] = 12,
+    dropout: Annotated[float, typer.Option(min=0.0, help="Share of the adapter's inputs that are left out of a step, at random; for few examples seen often.")] = 0.0,
     export_rank: Annotated[int | None, typer.Option(
         min=1, help="Cut the trained adapter down to this rank: 64 learns faster than 12, and keeps nearly all of it at 12.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(min=0.0, help="Peak learning rate. Default: by adapter and method.", show_default=False)] = None,
@@ -72,7 +73,7 @@ def tune(
             raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
         settings = TuneSettings(
             method=method, adapter=adapter, decode=decode, steps=steps, batch=batch, accumulate=accumulate, rank=rank, alpha=2 * rank,
-            export_rank=export_rank, lr=lr, kv_lr=kv_lr,
+            dropout=dropout, export_rank=export_rank, lr=lr, kv_lr=kv_lr,
             schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
             distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, precision=precision or fast_precision(), seed=seed)
         name = task or out.resolve().name

@@ -120,7 +120,7 @@ class Tuning:
         kind = "full" if settings.method == "full" else {"lora": "adapter", "none": "prefill"}[settings.adapter]
         said = {**result, "steps": f"{result['steps']} of {settings.steps}"} if result["steps"] < settings.steps else result
         names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "precision", "seed"]
-        names += ["rank", "alpha", "export_rank"] if settings.adapter == "lora" else []
+        names += ["rank", "alpha", "dropout", "export_rank"] if settings.adapter == "lora" else []
         values = {"task": self.task, "what": WHAT[kind].format(task=self.task), "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
         values["settings"] = ", ".join(f"{name} {said[name]}" for name in names)
         (self.out / "README.md").write_text((CARD if kind == "adapter" else CARD.replace(PEFT, "")).format(**values))

@@ -55,7 +55,7 @@ class TwoModules(nn.Module):
         if settings.adapter == "lora":
             prefill.name_or_path = BaseManifest.load(base_dir).source  # what peft writes into the adapter: a name, not this machine's path
             prefill = get_peft_model(prefill, LoraConfig(
-                r=settings.rank, lora_alpha=settings.alpha, lora_dropout=0.0, task_type="CAUSAL_LM",
+                r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, task_type="CAUSAL_LM",
                 target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
         modules = cls(prefill, decode or prefill, None if teacher is None else frozen(teacher, FULL), settings.distill)
         if settings.precision == "bf16" and decode is not None:  # an ordinary fine-tune's adapter is merged into its base in the end, in float32
