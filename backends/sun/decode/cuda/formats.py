@@ -69,7 +69,7 @@ class Dense:
 
 
 class Integers:
-    """What layers of integers have in common. bits: of a code."""
+    """What layers of integers have in common; inputs are not rounded to integers, but to float16. bits: of a code."""
 
     bits: int
     takes = torch.float16
@@ -100,7 +100,7 @@ class Integers:
 
 
 class Int8(Integers):
-    """8-bit integers with one scale per output row. Inputs stay as they are, but for what they are divided by first (``codes.smooth``)."""
+    """8-bit integers with one scale per output row. Inputs are divided by ``codes.smooth`` first, where there is one."""
 
     bits = 8
 
@@ -114,7 +114,7 @@ class Int8(Integers):
 
 
 class Int4(Integers):
-    """4-bit weights in groups of `GROUP` with a scale and a minimum each, both float16: 5 bits a weight. Inputs stay as they are."""
+    """4-bit weights in groups of `GROUP` with a scale and a minimum each, both float16: 5 bits a weight."""
 
     bits = 4
 
