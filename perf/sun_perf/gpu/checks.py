@@ -29,7 +29,7 @@ from sun_perf.gpu.prefill import errors
 
 LOGITS = {"fp32": 1e-3, "bf16": 0.03, "int8": 0.05, "int4": 0.05, "fp8": 0.15, "bnb-nf4": 0.05}
 """Largest root mean square error of a small model's logits, as a share of their spread."""
-LAYERS = {"int8": 2**-11, "int4": 2**-9}
+LAYERS = {"int8": 1e-5, "int4": 2**-9}
 """Largest error of a layer's output, as a share of what its products could add up to."""
 LOW_BIT: dict[str, Callable[[Tensor], Tensor]] = {"int8": lambda weight: symmetric(weight, 127), "int4": int4}
 """Of the schemes with layers of our own: what the codes of a weight stand for."""

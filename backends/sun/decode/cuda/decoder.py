@@ -26,7 +26,7 @@ class Group:
 
 def weighed(norm: Tensor, to: Group) -> Tensor:
     """A norm's weight times the columns of the layer behind it."""
-    return norm if to.format.columns is None else norm.float() * to.format.columns
+    return norm if to.format.columns is None else norm * to.format.columns
 
 
 @dataclass(frozen=True)

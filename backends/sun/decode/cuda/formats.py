@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sun.decode.cuda.linear_kernel import BY, PIECE, PIECES, run, tile_for
+from sun.decode.cuda.linear_kernel import BY, CHUNK, PIECE, PIECES, run, tile_for
 from sun.gpu import capability_missing
 from sun.model.codes import FINE, Codes, integers
 from sun.model.quantise import GROUP, int4_codes
 
 FULLEST = torch.finfo(torch.float16).max
-CHUNK = 64
-"""Outputs whose 4-bit scales lie together."""
 
 
 class Format(Protocol):
@@ -86,7 +84,7 @@ class Integers:
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Format`."""
-        return run(x, self.codes, self.scales, self.bits, CHUNK, self.tiles)
+        return run(x, self.codes, self.scales, self.bits, self.tiles)
 
     @staticmethod
     def missing(device: torch.device) -> str | None:
@@ -123,8 +121,7 @@ class Int4(Integers):
         integers, scale, low = (part.view(outputs, inputs // GROUP, -1) for part in int4_codes(weight.float()))
         # In the kernel a code has 16 more.
         pairs = torch.cat((scale, low - 16 * scale), dim=-1).div_(BY).to(torch.float16).view(torch.int32)
-        missing = -outputs % CHUNK
-        chunks = F.pad(pairs.view(outputs, -1), (0, 0, 0, missing)).view((outputs + missing) // CHUNK, CHUNK, -1, PIECES[4])
+        chunks = F.pad(pairs.view(outputs, -1), (0, 0, 0, -outputs % CHUNK)).view(-1, CHUNK, inputs // (PIECES[4] * PIECE), PIECES[4])
         scales = chunks.permute(2, 0, 3, 1).contiguous().view(torch.uint32)
         super().__init__(integers.view(outputs, inputs), scales, torch.full((inputs,), BY, device=weight.device))
 

@@ -21,11 +21,14 @@ import triton.language as tl
 from torch import Tensor
 
 from sun.decode.cuda.dots import interpreted
+from sun.model.quantise import GROUP
 
-PIECE = 32
+PIECE = GROUP
 """Inputs that are multiplied at once: one group of 4-bit codes."""
 PIECES = {8: 2, 4: 4}
 """Codes in a word, by their bits."""
+CHUNK = 64
+"""Outputs whose 4-bit scales lie together."""
 MOST_SPLITS = 8
 PROCESSORS = 132
 """Multiprocessors of an H100 or H200."""
@@ -140,7 +143,7 @@ def multiply(x, codes, scales, parts, batch, inputs, outputs, share,
     tl.store(parts + (split * batch + m)[None, :] * outputs + n[:, None], acc, mask=there[:, None] & rows[None, :])
 
 
-def run(x: Tensor, codes: Tensor, scales: Tensor, bits: int, chunk: int, tiles: dict[int, Tile]) -> Tensor:
+def run(x: Tensor, codes: Tensor, scales: Tensor, bits: int, tiles: dict[int, Tile]) -> Tensor:
     """Parts [splits, batch, outputs] float32 of x [batch, inputs] float16. tiles: by rows. See `multiply`."""
     (batch, inputs), outputs = x.shape, codes.shape[1]
     rows = rows_for(batch)
@@ -148,6 +151,6 @@ def run(x: Tensor, codes: Tensor, scales: Tensor, bits: int, chunk: int, tiles: 
     parts = torch.empty(tile.splits, batch, outputs, dtype=torch.float32, device=x.device)
     multiply[triton.cdiv(outputs, tile.outputs), tile.splits, triton.cdiv(batch, rows)](
         x, codes, scales, parts, batch, inputs, outputs, triton.cdiv(inputs // (PIECES[bits] * PIECE * tile.unroll), tile.splits),
-        BITS=bits, PIECES=PIECES[bits], PIECE=PIECE, UNROLL=tile.unroll, CHUNK=chunk, N=tile.outputs, M=rows, ASM=not interpreted(),
+        BITS=bits, PIECES=PIECES[bits], PIECE=PIECE, UNROLL=tile.unroll, CHUNK=CHUNK, N=tile.outputs, M=rows, ASM=not interpreted(),
         num_warps=tile.warps, num_stages=tile.stages)
     return parts
