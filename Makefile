@@ -28,7 +28,7 @@ demo: setup
 serve: setup
 	@exec $(SUN) serve $(ARGS)
 
-# In two processes (how they share the work: tests/conftest.py); ARGS="-n 0" makes it one.
+# In two processes, one of them for the tests with servers (tests/conftest.py); ARGS="-n 0" makes it one.
 test: setup $(CHECKS)
 	$(VENV)/bin/python -m pytest -n 2 $(ARGS)
 

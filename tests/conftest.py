@@ -19,11 +19,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-OWN_SERVERS = (
-    "tests/perf/test_bench.py", *(f"tests/server/test_{name}.py" for name in ("bls", "export", "faults", "prefill", "serve", "soak", "start", "tuned")))
-"""Files of tests that start a tritonserver of their own. One at a time: each takes a good part of two cores."""
-SHARED_SERVER = "tests/server/"
-"""The other tests there share the run's server, and what its workers hold, so they are one at a time, too; beside one with its own server they may be."""
+WITH_SERVERS = ("tests/server/", "tests/perf/test_bench.py")
+"""Tests that start a tritonserver: never two of them at a time in one run, since they share the run's server, and what its workers hold."""
 
 torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -44,13 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log):
-    """Of several workers (`make test` has two) one runs all tests that share a server, one all that have their own, and they and others the rest, a file at a time."""
+    """Of several workers (`make test` has two) one runs all tests with servers, which mostly wait, and the others the rest, a file at a time."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            if nodeid.startswith(OWN_SERVERS):
-                return "own servers"
-            return "shared server" if nodeid.startswith(SHARED_SERVER) else super()._split_scope(nodeid)
+            return "servers" if nodeid.startswith(WITH_SERVERS) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
