@@ -12,6 +12,8 @@ from typing import NamedTuple
 PROC = Path("/proc")
 INSTANCE = 8
 """Where a stub's command line has the name of its model's instance (Triton 24.10)."""
+DEATH_S, LOOK_S = 2.0, 0.005
+"""How long a killed process is waited for at most, and how often it is looked for."""
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 """The kernel tells a process's start in these, rounded down."""
 
@@ -44,11 +46,15 @@ class Stubs:
         return self._in_state("T", pids)
 
     def kill(self, model: str, pids: frozenset[int]) -> None:
-        """SIGKILL to those of a model's processes that live; whoever else has one of these pids by now is left alone."""
-        for pid in pids:
-            if self._lives(pid) and _model(pid) == model:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        """SIGKILL to those of a model's processes that live, and wait until they are dead; whoever else has one of these pids by now is left alone."""
+        hit = frozenset(pid for pid in pids if self._lives(pid) and _model(pid) == model)
+        for pid in hit:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        # On a busy machine that takes a while, in which a new call would be taken for one that the dying process had.
+        until = time.monotonic() + DEATH_S
+        while any(map(self._lives, hit)) and time.monotonic() < until:
+            time.sleep(LOOK_S)
 
     def models(self) -> dict[str, frozenset[int]]:
         """Every model's living processes."""

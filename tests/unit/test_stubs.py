@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 
 from sun.stubs import Holders, Stubs
 
@@ -39,6 +40,15 @@ def test_a_stopped_process_is_told_from_others_and_killed_only_as_its_models(sta
     stubs.kill("decode_0", both)
     assert one.wait() == -signal.SIGKILL and stubs.alive(frozenset((other.pid,))), "another model's"
     stubs.kill("decode_0", both)
+
+
+def test_what_is_killed_is_dead_afterwards_however_long_that_takes(start_stub, monkeypatch):
+    stubs, kill = Stubs(os.getpid()), os.kill
+    start_stub("decode_0")
+    pids = stubs.pids("decode_0")
+    monkeypatch.setattr(os, "kill", lambda *of: threading.Timer(0.3, kill, of).start())
+    stubs.kill("decode_0", pids)
+    assert not stubs.alive(pids) and stubs.pids("decode_0") == frozenset()
 
 
 def test_a_new_process_of_the_model_is_found_and_the_old_ones_callers_still_know_it_is_dead(start_stub):
