@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sun_build.tune.settings import TuneSettings
 from sun_perf import accuracy_report
-from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, fits, settings_of, training
+from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, compares, fits, settings_of, training
 from sun_perf.machine import commit, machine
 from sun_perf.results import RESULTS, write_result
 
@@ -56,7 +56,7 @@ def train(task: Task, weights: str, data: Path) -> dict:
     settings = training(task, weights)
     if (out / TASK_FILE).is_file() and note.is_file():
         known = json.loads(note.read_text())
-        if TuneSettings(**known["settings"]) == settings:
+        if compares(TuneSettings(**known["settings"]), settings):
             return known
     run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(task.file(data, "train.jsonl")), out, task.metric, settings)
     rows, held_out, _ = run.read(HELD_OUT)
@@ -85,7 +85,7 @@ def evaluate(task: Task, row: Row, data: Path, trained: dict | None) -> None:
     write_scored(RUNS / task.name / f"{row.name}.jsonl", scored)
     result = {
         **summary(scored).as_dict(), "also": {metric: summary(score(conversations, answers, metric)).score for metric in task.also},
-        "trained": trained and {key: value for key, value in trained.items() if key != "settings"}, "settings": settings_of(task, row),
+        "trained": trained and {key: value for key, value in trained.items() if key != "settings"}, "settings": {**settings_of(task, row), "training": trained and trained["settings"]},
         "right": "".join(str(int(s.right)) for s in scored), "machine": machine(), "commit": commit(ROOT),
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sun_build.evaluate import interval
+from sun_build.tune.settings import TuneSettings
 from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS, fits
 from sun_perf.machine import in_words
 from sun_perf.results import write_result
@@ -100,7 +101,8 @@ def training_cells(task: str, rows: dict[str, dict]) -> list[str]:
     trained = {name: rows[name]["trained"] for name in TRAININGS if name in rows}
     some = next(iter(trained.values()), None)
     settings = TASKS[task].settings
-    rates = ", ".join(f"{rows[name]['settings']['training']['lr']:g}" for name in trained)
+    made = [TuneSettings(**rows[name]["settings"]["training"]) for name in trained]
+    rates = ", ".join(f"{s.lr:g}" + (f" ({s.precision})" if s.precision != settings.precision else "") for s in made)
     return [
         str(next(iter(rows.values()))["n"]), f"{settings.steps} x {settings.batch * settings.accumulate}", str(some["examples"]) if some else "-",
         ", ".join(str(t["seconds"]) for t in trained.values()), ", ".join(str(t["held_out_loss"]) for t in trained.values()), rates]

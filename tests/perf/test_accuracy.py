@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -65,6 +65,21 @@ def test_a_row_of_other_settings_is_made_again(place, monkeypatch):
     assert accuracy.done(task, row) and accuracy_report.load(place / "results")
     monkeypatch.setattr(accuracy_plan, "HELD_OUT", 1)
     assert not accuracy.done(task, row) and not accuracy_report.load(place / "results"), "nor is it reported beside rows that it does not compare with"
+
+
+def test_a_row_made_in_another_precision_compares_and_is_said_to_be(place, monkeypatch):
+    task, row = replace(accuracy.TASKS["made"], settings=replace(accuracy.TASKS["made"].settings, precision="bf16")), ROWS["full"]
+    monkeypatch.setitem(accuracy_report.TASKS, "made", task)
+    monkeypatch.setattr(accuracy_plan, "fast_precision", lambda: "fp32")
+    accuracy.make_rows(task, ["full"], place / "data")
+    assert json.loads(accuracy.result_path("made", "full").read_text())["settings"]["training"]["precision"] == "fp32"
+    monkeypatch.setattr(accuracy_plan, "fast_precision", lambda: "bf16")
+    assert accuracy.done(task, row)
+    monkeypatch.setattr(Tuning, "train", None)
+    accuracy.make_rows(task, ["naive"], place / "data")
+    assert json.loads(accuracy.result_path("made", "naive").read_text())["settings"]["training"]["precision"] == "fp32", "the training's, not this machine's"
+    accuracy_report.write(place / "results", place / "accuracy.md")
+    assert "0.0004 (fp32)" in (place / "accuracy.md").read_text()
 
 
 def test_a_training_that_was_cut_off_goes_on_and_its_seconds_are_those_of_all_its_parts(place, monkeypatch):
