@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,14 +21,15 @@ def tune(
     method: Annotated[str, typer.Option(help="sun: the prefill module, through the frozen decode module. full: one ordinary model, the baseline.")] = "sun",
     adapter: Annotated[str, typer.Option(help="lora, or none for all weights.")] = "lora",
     decode: Annotated[str, typer.Option(help="The frozen decode module as it will serve: fp32, bf16, int8, int4, nf4, bnb-int8 or bnb-nf4.")] = "fp32",
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 300,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: 300.", show_default=False)] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="In place of --steps: how often to see all examples.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples that run together.")] = 16,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches per optimiser step, on each device.")] = 1,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank; alpha is twice that.")] = 12,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank; alpha is twice that.")] = 64,
     dropout: Annotated[float, typer.Option(min=0.0, help="Share of the adapter's inputs that are left out of a step, at random; for few examples seen often.")] = 0.0,
     export_rank: Annotated[int | None, typer.Option(
-        min=1, help="Cut the trained adapter down to this rank: 64 learns faster than 12, and keeps nearly all of it at 12.", show_default=False)] = None,
-    lr: Annotated[float | None, typer.Option(min=0.0, help="Peak learning rate. Default: by adapter and method.", show_default=False)] = None,
+        min=1, help="Cut the trained adapter down to this rank, for a small file. perf/accuracy.md has what that cost three tasks.", show_default=False)] = None,
+    lr: Annotated[float | None, typer.Option(min=0.0, help="Peak learning rate. Default: by method, adapter and examples a step.", show_default=False)] = None,
     kv_lr: Annotated[float, typer.Option(min=0.0, help="Factor on the rate of the K and V projections, whose outputs are handed over.")] = 1.0,
     schedule: Annotated[str, typer.Option(help="linear or cosine, after the warm-up.")] = "linear",
     warmup: Annotated[float, typer.Option(min=0.0, help="Share of the steps over which the rate rises.")] = 0.06,
@@ -66,13 +68,16 @@ def tune(
         raise ValueError(f"--teacher: there is no folder {teacher}")
     with show.quiet_libraries():
         from sun_build.metrics import METRICS
+        from sun_build.tune.batches import steps_in
         from sun_build.tune.run import is_main
-        from sun_build.tune.settings import TuneSettings, fast_precision
+        from sun_build.tune.settings import TuneSettings, devices, fast_precision
 
+        if steps is not None and epochs is not None:
+            raise ValueError("--epochs: takes the place of --steps; give one of them")
         if metric is not None and metric not in METRICS:
             raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
         settings = TuneSettings(
-            method=method, adapter=adapter, decode=decode, steps=steps, batch=batch, accumulate=accumulate, rank=rank, alpha=2 * rank,
+            method=method, adapter=adapter, decode=decode, steps=steps or 300, batch=batch, accumulate=accumulate, rank=rank, alpha=2 * rank,
             dropout=dropout, export_rank=export_rank, lr=lr, kv_lr=kv_lr,
             schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
             distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, precision=precision or fast_precision(), seed=seed)
@@ -82,6 +87,8 @@ def tune(
             rows, kept_out, too_long = run.read(held_out)
         if too_long:
             print(f"{too_long} examples are left out: longer than {max_tokens} tokens.")
+        if epochs is not None:
+            run = replace(run, settings=replace(settings, steps=steps_in(epochs, len(rows), batch * accumulate * devices())))
         print(f"Training on {len(rows)} examples" + (f", {len(kept_out)} held out." if kept_out else "."))
         result = run.train(rows, kept_out, resume, overwrite, tensorboard)
     if result is None:

@@ -127,8 +127,8 @@ def training(task: Task, weights: str) -> TuneSettings:
 
 
 def compares(settings: TuneSettings, other: TuneSettings) -> bool:
-    """Whether two trainings differ in nothing but the precision of their products."""
-    return replace(settings, precision=other.precision) == other
+    """Whether two trainings differ in nothing that a score depends on: the precision of their products is none."""
+    return not settings.differences(replace(other, precision=settings.precision))
 
 
 def settings_of(task: Task, row: Row) -> dict:

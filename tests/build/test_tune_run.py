@@ -297,6 +297,26 @@ def test_bad_settings_are_refused_by_name(values, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(("values", "rate"), [
+    ({}, 2e-3), ({"batch": 4}, 5e-4), ({"batch": 2, "accumulate": 2}, 5e-4), ({"batch": 64}, 2e-3), ({"batch": 4, "lr": 0.01}, 0.01),
+    ({"adapter": "none"}, 1e-3), ({"adapter": "none", "batch": 4}, 4e-4),
+    ({"adapter": "none", "method": "full"}, 4e-4), ({"adapter": "none", "method": "full", "batch": 4}, 4e-4),
+])
+def test_the_rate_unless_it_is_given_is_what_was_best_for_so_many_examples_a_step(values, rate):
+    assert TuneSettings(**values).peak_lr == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("epochs", "batch", "steps"), [("2", "2", 4), ("2.5", "2", 5), ("0.1", "2", 1), ("3", "8", 3)])
+def test_epochs_are_as_many_steps_as_show_all_examples_so_often(root, data, tmp_path, epochs, batch, steps):
+    said = sun("tune", "--data", str(data), "--out", str(tmp_path / "out"), "--root", str(root), "--epochs", epochs, "--batch", batch, "--rank", "2").output
+    assert len(losses(tmp_path / "out")) == steps and f"step {steps} of {steps}" in said, said
+
+
+def test_epochs_and_steps_are_one_or_the_other(root, data, tmp_path):
+    with pytest.raises(ValueError, match="--epochs: takes the place of --steps"):
+        sun("tune", "--data", str(data), "--out", str(tmp_path / "out"), "--root", str(root), "--epochs", "2", "--steps", "3")
+
+
 def test_two_devices_take_the_steps_of_one_and_find_its_held_out_loss(root, tmp_path):
     rows = [{"prompt": f"say {i}", "completion": "yes" * (1 + i % 4)} for i in range(8)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -10,6 +10,11 @@ WINDOW = 16
 """Batches' worth of shuffled examples that are sorted by length together: fewer would pad more, more would shuffle less."""
 
 
+def steps_in(epochs: float, examples: int, size: int) -> int:
+    """Steps of ``size`` that `plan_batches` makes of so many epochs, or the nearest number; one at least."""
+    return max(1, round(epochs * max(1, examples // size)))
+
+
 def plan_batches(rows: list[Example], size: int, count: int, seed: int) -> list[list[int]]:
     """Indices into ``rows`` of ``count`` batches of ``size``: epoch after epoch, shuffled, each batch of about one length.
 

@@ -16,7 +16,7 @@ from sun.model.weights import ADAPTER_FILES, weights_digest
 from sun_build.tune.data import Example
 from sun_build.tune.journal import CURVE_FILE, STEPS_FILE, Journal, Report, draw, read_steps
 from sun_build.tune.modules import TwoModules
-from sun_build.tune.settings import TuneSettings
+from sun_build.tune.settings import TuneSettings, devices
 from sun_build.tune.shrink import shrink_adapter
 from sun_build.tune.stopping import Interrupt, OptimizerGuard, out_of_memory
 from sun_build.tune.trainer import CHECKPOINTS, HandoffTrainer
@@ -100,9 +100,9 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     out = Path(out)
     if out.resolve() in (Path(folder).resolve() for folder in (base_dir, teacher) if folder is not None):
         raise ValueError(f"out: {out} holds the base or the teacher; a run needs a folder of its own")
-    devices, step = int(os.environ.get("WORLD_SIZE", "1")), settings.batch * settings.accumulate
-    if devices > 1 and len(rows) < devices * step:
-        raise ValueError(f"data: {len(rows)} examples, and a step on {devices} devices takes {devices * step} (devices x batch x accumulate); "
+    size = devices() * settings.batch * settings.accumulate
+    if devices() > 1 and len(rows) < size:
+        raise ValueError(f"data: {len(rows)} examples, and a step on {devices()} devices takes {size} (devices x batch x accumulate); "
                          "take fewer devices or a smaller --batch or --accumulate")
     checkpoint = begin(out, settings, sources_of(base_dir, rows, held_out, teacher), resume, overwrite)
     set_seed(settings.seed)  # before the adapter's weights are drawn

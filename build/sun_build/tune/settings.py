@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, fields
 
 from sun.model.quantise import FULL, check_scheme
@@ -10,9 +11,14 @@ METHODS = ("sun", "full")
 ADAPTERS = ("lora", "none")
 SCHEDULES = ("linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
-LORA_RATE = 2e-3
-RATES = {"sun": 1e-3, "full": 4e-4}
-"""Peak learning rates of all weights; as LoRA's, the best of those tried on banking (perf/accuracy.md)."""
+MANY = 16
+"""Examples a step, from which on rates stay as they are."""
+RATES = {("sun", "lora"): (2e-3, 1.0), ("full", "lora"): (2e-3, 1.0), ("sun", "none"): (1e-3, 2 / 3), ("full", "none"): (4e-4, 0.0)}
+"""Peak learning rate at `MANY` examples a step, and the power of (examples / MANY) that it is times at fewer, by method and adapter.
+
+What was measured at 16 and at 4 on banking and math (perf/accuracy.md): an adapter wants 2e-3 and 5e-4, all weights of a prefill module 1e-3 and
+4e-4, and full fine-tuning 4e-4 at both. Full fine-tuning's adapter was not measured.
+"""
 
 
 def fast_precision() -> str:
@@ -23,13 +29,18 @@ def fast_precision() -> str:
     return "bf16" if cpu or torch.cuda.is_available() else "fp32"
 
 
+def devices() -> int:
+    """How many devices the run is on, one process each; a step takes a batch (or as many as it accumulates) on each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @dataclass(frozen=True)
 class TuneSettings:
     """One run's settings; kept beside what it makes.
 
     method: "sun" trains the prefill module through the frozen decode module, "full" one ordinary model.
     adapter: "lora", or "none" for all weights. decode: the frozen decode module's scheme (see `sun.model.quantise`).
-    steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for the default.
+    steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for `RATES`'s.
     kv_lr: factor on the learning rate of the K and V projections, whose outputs are what is handed over.
     dropout: share of an adapter's inputs that are left out of a step, at random (peft's lora_dropout).
     export_rank: rank that a trained adapter is cut down to (see `sun_build.tune.shrink`), None for its own.
@@ -46,8 +57,8 @@ class TuneSettings:
     steps: int = 300
     batch: int = 16
     accumulate: int = 1
-    rank: int = 16
-    alpha: int = 32
+    rank: int = 64
+    alpha: int = 128
     dropout: float = 0.0
     export_rank: int | None = None
     lr: float | None = None
@@ -88,14 +99,16 @@ class TuneSettings:
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate after the warm-up."""
+        """The learning rate after the warm-up; `RATES`'s is for a step's examples on all devices."""
         if self.lr is not None:
             return self.lr
-        return LORA_RATE if self.adapter == "lora" else RATES[self.method]
+        rate, power = RATES[self.method, self.adapter]
+        return float(f"{rate * min(1, devices() * self.batch * self.accumulate / MANY) ** power:.2g}")
 
     def differences(self, other: TuneSettings) -> list[str]:
-        """Names of settings that make another run than ``other``. The split of a step into batch x accumulate makes none."""
+        """Names of settings that make another run than ``other``. The split of a step into batch x accumulate makes none, nor does an adapter's without one."""
         free = {"batch", "accumulate", "save_every", "checkpointing"}
+        free |= {"rank", "alpha", "export_rank"} if self.adapter == other.adapter == "none" else set()
         names = [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != getattr(other, f.name)]
         if self.batch * self.accumulate != other.batch * other.accumulate:
             names.append("batch x accumulate")
