@@ -15,6 +15,23 @@ IGNORED = re.compile(r"[ ,./\-_*^]")
 Args = dict[str, Any]
 
 
+def check(functions: Any, possible: Any) -> None:
+    """Raise ValueError if these are not a test row's functions and acceptable calls, as `matches` takes them."""
+    try:
+        (name, acceptable), = possible.items()
+        details = next(f for f in functions if f["name"] == name)["parameters"]
+        kinds = [detail for parameter in details["properties"].values() for detail in (parameter, parameter.get("items"))]
+        unknown = {str(detail["type"]) for detail in kinds if detail and detail["type"] not in TYPES}
+        whole = all(isinstance(values, list) for values in acceptable.values()) and not any(
+            parameter["type"] in ("array", "tuple") and "items" not in parameter for parameter in details["properties"].values())
+    except (AttributeError, KeyError, TypeError, ValueError, StopIteration):
+        whole, unknown = False, set()
+    if unknown:
+        raise ValueError(f"metric bfcl: functions: type {', '.join(sorted(unknown))} is none of BFCL's, {', '.join(TYPES)}")
+    if not whole:
+        raise ValueError("metric bfcl needs functions, BFCL's descriptions, and possible, {name of one of them: {parameter: [acceptable values]}}, beside the messages")
+
+
 def parse_call(text: str) -> tuple[str, Args]:
     """Name and keyword arguments of the one call in ``text``, in brackets or not. Raises ValueError if it is anything else."""
     text = text.strip("`\n '")

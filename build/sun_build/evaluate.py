@@ -22,7 +22,7 @@ from sun.router.router import Limits, Router
 from sun.router.tasks import TaskRegistry
 from sun.text.prompt import PromptFormat
 from sun_build.contestants import Contestant, staged
-from sun_build.metrics import METRICS, NEEDS
+from sun_build.metrics import METRICS, check
 from sun_build.tune.data import Conversation, read_conversations
 
 GREEDY = {"temperature": 0.0}
@@ -90,9 +90,26 @@ def test_set(data: Path, metric: str, limit: int | None = None) -> list[Conversa
         raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}")
     conversations = read_conversations(data)[:limit]
     for conversation in conversations:
-        if missing := [name for name in NEEDS.get(metric, ()) if name not in conversation.row]:
-            raise ValueError(f"{conversation.where}: metric {metric} needs {' and '.join(missing)} beside the messages")
+        try:
+            check(metric, conversation.messages[conversation.last_turn]["content"], conversation.row)
+        except ValueError as error:
+            raise ValueError(f"{conversation.where}: {error}") from error
     return conversations
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The longest one of a test set: where it was read, and its tokens with the end of turn."""
+
+    where: str
+    tokens: int
+
+
+def longest_reference(conversations: list[Conversation], base_dir: Path) -> Reference:
+    """An answer cut short of it cannot be right."""
+    tokenizer = PromptFormat.load(base_dir, BaseManifest.load(base_dir).prompt).tokenizer
+    references = [Reference(c.where, len(tokenizer.encode(c.messages[c.last_turn]["content"], add_special_tokens=False)) + 1) for c in conversations]
+    return max(references, key=lambda reference: reference.tokens)
 
 
 def engine_answers(base_dir: Path, who: Contestant, conversations: list[Conversation], task: str = "task", max_tokens: int = 96,
@@ -100,6 +117,7 @@ def engine_answers(base_dir: Path, who: Contestant, conversations: list[Conversa
     """Greedy answers to the last assistant turn of every conversation, through router, prefill, handoff and decode engine.
 
     batch: sequences decoded at once. prefill_scheme: see `load_prefill`. report(done, total) is called after each answer.
+    Raises ValueError naming the conversation that the router refuses.
     """
     base = BaseManifest.load(base_dir)
     with staged(base_dir, task, who.prefill) as repository:
@@ -115,8 +133,11 @@ def engine_answers(base_dir: Path, who: Contestant, conversations: list[Conversa
                 messages = conversation.messages[: conversation.last_turn]
                 router.submit(GenerateRequest(messages=messages, sampling={**GREEDY, "max_tokens": max_tokens}, task=task), clients[-1])
             answers = []
-            for client in clients:
-                answers.append(client.answer())
+            for client, conversation in zip(clients, conversations, strict=True):
+                try:
+                    answers.append(client.answer())
+                except RequestError as error:
+                    raise ValueError(f"{conversation.where}: {error}") from error
                 report(len(answers), len(clients))
             return answers
         finally:

@@ -85,5 +85,14 @@ def _value(node: ast.expr) -> float:
 METRICS: dict[str, Callable[[str, str, Row], bool]] = {
     "exact": exact, "intent": exact, "bash": command, "utility": utility, "flags": flags, "math": expression, "bfcl": tool_call,
 }
-NEEDS: dict[str, tuple[str, ...]] = {"bfcl": ("functions", "possible")}
-"""What a test row must have beside its messages."""
+
+
+def check(metric: str, reference: str, row: dict[str, Any]) -> None:
+    """Raise ValueError if no answer could be right: the reference, or what the row has beside the messages, is not what ``metric`` compares with."""
+    if metric == "math":
+        try:
+            value(reference)
+        except ValueError as error:
+            raise ValueError(f"metric math: the reference is {error}; expected numbers, + - * / and parentheses, left of an =") from error
+    if metric == "bfcl":
+        bfcl.check(row.get("functions"), row.get("possible"))

@@ -22,7 +22,7 @@ def evaluate(
     server: Annotated[bool, typer.Option("--server", help="Ask a running server in place of the engine: one row, of what it serves.")] = False,
     url: UrlOption = URL,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.", show_default=False)] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 96,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer. Default: 96, or the longest reference's.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Answers decoded, or asked for, at once.")] = 32,
     out: Annotated[Path | None, typer.Option(
         help="Also write every example's answer to this JSONL file; with several rows, one file a row (NAME.ROW.jsonl).", show_default=False)] = None,
@@ -55,7 +55,10 @@ def evaluate(
         tuned = None if registry.get(task).weights == "identity" else weights
         entrants = {} if server else {name: contestant(name, tuned, full, scheme) for name in names}
         conversations = engine.test_set(data, metric, limit)
-        table = []
+        longest = engine.longest_reference(conversations, place.base)
+        if max_tokens is not None and max_tokens < longest.tokens:
+            print(f"{longest.where}: the reference is {longest.tokens} tokens with its end, and an answer is cut at {max_tokens} (--max-tokens): it cannot be right.")
+        max_tokens = max_tokens or max(96, longest.tokens)
         for name in names:
             with show.counting(f"{task}: {name}", len(conversations)) as report:
                 if server:
@@ -65,12 +68,11 @@ def evaluate(
                 else:
                     answers = engine.engine_answers(place.base, entrants[name], conversations, task, max_tokens, batch, report, prefill_scheme)
             scored = engine.score(conversations, answers, metric)
-            table.append((name if name != "qsun" else f"qsun ({scheme})", engine.summary(scored), sum(s.right for s in scored)))
+            result, row = engine.summary(scored), name if name != "qsun" else f"qsun ({scheme})"
+            print(f"{task}: {row}: {metric} {result.score:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] ({sum(s.right for s in scored)} of {result.n})", flush=True)
             if out is not None:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 engine.write_scored(out if len(names) == 1 else out.with_suffix(f".{name}{out.suffix}"), scored)
-    for name, result, right in table:
-        print(f"{task}: {name}: {metric} {result.score:.3f} [{result.ci_low:.3f}, {result.ci_high:.3f}] ({right} of {result.n})")
 
 
 def rows(against: str, server: bool) -> list[str]:

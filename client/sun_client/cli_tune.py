@@ -85,14 +85,16 @@ def tune(
         run = tuning.Tuning(name, base_dir, manifest, data, out, metric, settings, teacher)
         with show.working(f"reading {data}"):
             rows, kept_out, too_long = run.read(held_out)
-        if too_long:
+        if too_long and is_main():
             print(f"{too_long} examples are left out: longer than {max_tokens} tokens.")
         if epochs is not None:
             run = replace(run, settings=replace(settings, steps=steps_in(epochs, len(rows), batch * accumulate * devices())))
-        print(f"Training on {len(rows)} examples" + (f", {len(kept_out)} held out." if kept_out else "."))
+        if is_main():
+            print(f"Training on {len(rows)} examples" + (f", {len(kept_out)} held out." if kept_out else "."))
         result = run.train(rows, kept_out, resume, overwrite, tensorboard)
     if result is None:
-        print(f"Interrupted; the step is saved. --resume goes on with it in {os.path.relpath(out)}.")
+        if is_main():
+            print(f"Interrupted; the step is saved. --resume goes on with it in {os.path.relpath(out)}.")
         raise typer.Exit(130)
     if not is_main():
         return

@@ -13,14 +13,7 @@ from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS, fits
 from sun_perf.machine import in_words
 from sun_perf.results import write_result
 
-HEAD = """\
-# Accuracy: sharing the decode module, row by row
-
-`make accuracy` makes this page, its figure and [results/accuracy.json](results/accuracy.json) (`DATA=` names the folder of the tasks' data;
-it goes on where an earlier run ended). Each column has one set of training examples, one order of them, one number of steps and one
-test set for all its rows. Greedy answers through the engine that serves; 95 % bootstrap intervals.
-
-"""
+MADE, BY_HAND = "<!-- made by make accuracy from here on -->\n", "<!-- written by hand from here on -->\n"
 
 
 def load(results: Path) -> dict[str, dict[str, dict]]:
@@ -35,14 +28,14 @@ def load(results: Path) -> dict[str, dict[str, dict]]:
 
 
 def write(results: Path, page: Path) -> None:
-    """Write the three; what is written by hand on the page, below its last table, stays."""
+    """Write the three; of the page only what is between `MADE` and `BY_HAND`, the rest of it stays."""
     found = load(results)
     scores = {task: {row: {key: r[key] for key in ("score", "ci_low", "ci_high", "n")} for row, r in rows.items()} for task, rows in found.items()}
     write_result(results / "accuracy.json", scores)
     draw(found, results / "accuracy.png")
-    mark = "<!-- written by hand from here on -->\n"
-    kept = page.read_text().split(mark, 1)[1] if page.is_file() and mark in page.read_text() else ""
-    page.write_text(HEAD + tables(found) + study(results) + mark + kept)
+    text = page.read_text() if page.is_file() else ""
+    before, _, rest = text.partition(MADE)
+    page.write_text(before + MADE + tables(found) + study(results) + BY_HAND + rest.partition(BY_HAND)[2])
 
 
 def tables(found: dict[str, dict[str, dict]]) -> str:
@@ -58,13 +51,15 @@ def tables(found: dict[str, dict[str, dict]]) -> str:
         text += f"| {ROWS[name].title} | " + " | ".join(against(found[task], name, "full") for task in tasks) + " |\n"
     for name, other, title in (("qsun_retuned", "sun_lora", "SUN (LoRA)"), ("qsun_int8", "sun_cut", "float32 decode")):
         text += f"| {ROWS[name].title}, against {title} | " + " | ".join(against(found[task], name, other) for task in tasks) + " |\n"
-    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN | held-out loss of the same | learning rates |\n"
+    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN re-tuned | held-out loss of the same | learning rates |\n"
     text += "|---|---|---|---|---|---|---|\n"
     for task in tasks:
         text += f"| {task} | " + " | ".join(training_cells(task, found[task])) + " |\n"
-    also = [(task, metric) for task in tasks for metric in TASKS[task].also]
-    for task, metric in also:
-        text += f"\n{task}, {metric}: " + ", ".join(f"{row} {r['also'][metric]:.3f}" for row, r in found[task].items()) + ".\n"
+    if also := [(task, metric) for task in tasks for metric in TASKS[task].also]:
+        text += "\nThe same answers by other metrics:\n\n| | " + " | ".join(f"{task} ({metric})" for task, metric in also) + " |\n|---|" + "---|" * len(also) + "\n"
+        for row in ROWS.values():
+            scores = [found[task][row.name]["also"][metric] if row.name in found[task] else None for task, metric in also]
+            text += f"| {row.title} | " + " | ".join("-" if score is None else f"{score:.3f}" for score in scores) + " |\n"
     places = sorted({in_words(r["machine"]) for rows in found.values() for r in rows.values()})
     return text + "\nMeasured on: " + "; ".join(places) + ".\n\n"
 
@@ -75,9 +70,9 @@ def study(results: Path) -> str:
     if not path.is_file():
         return ""
     runs = json.loads(path.read_text())
-    text = "## What narrows the gap\n\nShort runs on banking, one change each (`.venv/bin/python -m sun_perf.accuracy_study --data ../shared/data`), one seed:\n\n"
+    text = "## Short runs\n\nOn banking, one seed each (`.venv/bin/python -m sun_perf.accuracy_study --data ../shared/data`):\n\n"
     text += "| run | steps x examples | held-out loss |\n|---|---|---|\n"
-    for name, run in runs.items():
+    for name, run in sorted(runs.items(), key=lambda one: (one[1]["settings"]["steps"] * one[1]["settings"]["batch"], one[1]["settings"]["steps"], one[1]["held_out_loss"])):
         text += f"| {name} | {run['settings']['steps']} x {run['settings']['batch']} | {run['held_out_loss']:.3f} |\n"
     return text + "\n"
 
@@ -101,11 +96,15 @@ def training_cells(task: str, rows: dict[str, dict]) -> list[str]:
     trained = {name: rows[name]["trained"] for name in TRAININGS if name in rows}
     some = next(iter(trained.values()), None)
     settings = TASKS[task].settings
-    made = [TuneSettings(**rows[name]["settings"]["training"]) for name in trained]
-    rates = ", ".join(f"{s.lr:g}" + (f" ({s.precision})" if s.precision != settings.precision else "") for s in made)
+    made = {name: TuneSettings(**rows[name]["settings"]["training"]) for name in trained}
+    rates = {name: f"{s.lr:g}" + (f" ({s.precision})" if s.precision != settings.precision else "") for name, s in made.items()}
+
+    def listed(values: dict) -> str:
+        return ", ".join(str(values.get(name, "-")) for name in TRAININGS)
+
     return [
         str(next(iter(rows.values()))["n"]), f"{settings.steps} x {settings.batch * settings.accumulate}", str(some["examples"]) if some else "-",
-        ", ".join(str(t["seconds"]) for t in trained.values()), ", ".join(str(t["held_out_loss"]) for t in trained.values()), rates]
+        *(listed({name: t[key] for name, t in trained.items()}) for key in ("seconds", "held_out_loss")), listed(rates)]
 
 
 def draw(found: dict[str, dict[str, dict]], path: Path) -> None:

@@ -79,8 +79,54 @@ def test_the_last_assistant_turn_is_the_reference(tmp_path, base_dir):
 
 
 def test_bfcl_without_its_fields_is_refused_by_line(data):
-    with pytest.raises(ValueError, match=r"data\.jsonl:1.*functions and possible"):
+    with pytest.raises(ValueError, match=r"data\.jsonl:1.*functions, .*, and possible, "):
         conversations_of(data, "bfcl")
+
+
+CALL = {"name": "f", "parameters": {"type": "dict", "properties": {"x": {"type": "integer"}}, "required": ["x"]}}
+
+
+@pytest.mark.parametrize(("metric", "reference", "more", "said"), [
+    ("math", "The answer is 5", {}, "metric math: the reference is not an expression: 'The answer is 5'; expected numbers"), ("math", "x + 1 = 3", {}, "metric math: the reference is not arithmetic"),
+    ("bfcl", "f(x=1)", {"functions": [{**CALL, "parameters": {"type": "object", "properties": {"x": {"type": "number"}}}}], "possible": {"f": {"x": [1]}}}, "functions: type number is none of BFCL's"),
+    ("bfcl", "f(x=1)", {"functions": [CALL], "possible": [{"f": {"x": [1]}}]}, "metric bfcl needs functions"),
+    ("bfcl", "f(x=1)", {"functions": [CALL], "possible": {"g": {"x": [1]}}}, "metric bfcl needs functions"),
+    ("bfcl", "f(x=1)", {"functions": [CALL], "possible": {"f": {"x": 1}}}, "metric bfcl needs functions"),
+])
+def test_a_reference_that_no_answer_could_match_is_refused_by_line_before_anything_runs(tmp_path, metric, reference, more, said):
+    def row(reference: str, more: dict) -> str:
+        return json.dumps({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": reference}], **more})
+
+    good = row("1 + 1 = 2" if metric == "math" else "f(x=1)", {"functions": [CALL], "possible": {"f": {"x": [1]}}})
+    (tmp_path / "t.jsonl").write_text(good)
+    assert len(conversations_of(tmp_path / "t.jsonl", metric)) == 1
+    (tmp_path / "t.jsonl").write_text(f"{good}\n{row(reference, more)}")
+    with pytest.raises(ValueError) as error:
+        conversations_of(tmp_path / "t.jsonl", metric)
+    assert "t.jsonl:2: " in str(error.value) and said in str(error.value)
+
+
+def test_a_prompt_that_the_router_refuses_is_named_by_its_line(base_dir, tmp_path):
+    row = {"messages": [{"role": "user", "content": "long " * 5000}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ValueError, match=r"t\.jsonl:1: .*tokens"):
+        engine_answers(base_dir, Contestant("base", None), conversations_of(tmp_path / "t.jsonl", "exact"))
+
+
+def test_an_answer_may_be_as_long_as_the_longest_reference_and_a_lower_limit_is_warned_of(root, base_dir, tmp_path):
+    add_task(root / "model_repository", base_dir, "t")
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 150}]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    asked = ["eval", "--task", "t", "--data", str(tmp_path / "t.jsonl"), "--root", str(root), "--metric", "exact", "--out", str(tmp_path / "out.jsonl")]
+
+    def length() -> int:
+        return len(json.loads((tmp_path / "out.jsonl").read_text())["answer"])
+
+    assert "t.jsonl:1" not in CliRunner().invoke(app, asked, catch_exceptions=False).output
+    whole = length()
+    said = CliRunner().invoke(app, [*asked, "--max-tokens", "40"], catch_exceptions=False).output
+    assert "t.jsonl:1: the reference is 151 tokens with its end, and an answer is cut at 40 (--max-tokens)" in said
+    assert length() < whole
 
 
 @pytest.mark.parametrize(("words", "said"), [

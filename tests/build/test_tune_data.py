@@ -22,7 +22,11 @@ LONG = json.dumps({"messages": [{"role": "user", "content": "a"}, {"role": "assi
 BAD = [
     ("{", "not JSON"), ('{"messages": 3}', "messages: expected a JSON array"), ("[]", "messages: expected a JSON array"), ('{"messages": []}', "no assistant turn"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "no assistant turn"),
-    ('{"messages": [{"role": "assistant", "content": "a"}]}', "messages"),
+    ('{"messages": [{"role": "assistant", "content": "a"}]}', "messages[0]: an assistant turn to learn answers a user, this one comes first; with weight 0"),
+    ('{"messages": [{"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}', "messages[1]: an assistant turn to learn answers a user, this one comes after 'system'"),
+    ('{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}, {"role": "assistant", "content": "b"}]}',
+     "messages[0].content[1].type: only parts of type 'text'"),
+    ("[" * 100_000, "brackets are nested too deeply"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "messages[1].content: the assistant's turn is empty"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}', "messages[1].content"),
     ('{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]}', "messages[0].role"),
@@ -80,6 +84,16 @@ def test_prompt_and_completion_are_a_user_and_an_assistant_turn(tmp_path):
     assert [m["role"] for m in two.messages] == ["system", "user", "assistant"]
 
 
+def test_openais_text_parts_and_its_developer_are_a_text_and_the_system(tmp_path):
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    rows = [{"messages": [{"role": "developer", "content": "s"}, {"role": "user", "content": parts}, {"role": "assistant", "content": parts[:1]}]},
+            {"messages": None, "prompt": "a", "completion": "b"}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    one, two = read_conversations(tmp_path / "d.jsonl")
+    assert [(m["role"], m["content"]) for m in one.messages] == [("system", "s"), ("user", "a\nb"), ("assistant", "a")]
+    assert [m["content"] for m in two.messages] == ["a", "b"]
+
+
 def test_lines_end_at_newlines_only(tmp_path):
     row = {"messages": [{"role": "user", "content": "a\u2028b\x85c"}, {"role": "assistant", "content": "b"}]}
     (tmp_path / "d.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -103,18 +117,20 @@ def test_what_the_chat_template_refuses_is_refused_by_file_and_line(prompts, tmp
 def test_hub_datasets_are_read_by_id(monkeypatch):
     asked = []
 
-    def load_dataset(name: str, split: str) -> list[dict]:
-        asked.append((name, split))
+    def load_dataset(name: str, config: str | None = None, *, split: str) -> list[dict]:
+        asked.append((name, config, split))
         return [json.loads(GOOD), {"messages": []}] if split == "bad" else [json.loads(GOOD)]
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert len(read_conversations("owner/name")) == 1
     with pytest.raises(ValueError, match="owner/name:bad row 2"):
         read_conversations("owner/name:bad")
-    assert asked == [("owner/name", "train"), ("owner/name", "bad")]
+    read_conversations("owner/Name-2.5")
+    read_conversations("owner/name:main:test")
+    assert asked == [("owner/name", None, "train"), ("owner/name", None, "bad"), ("owner/Name-2.5", None, "train"), ("owner/name", "main", "test")]
 
 
-@pytest.mark.parametrize("source", ["none.jsonl", "a/b/c", "/nowhere/x", "name"])
+@pytest.mark.parametrize("source", ["none.jsonl", "data/none.jsonl", "a/b/c", "/nowhere/x", "name", "a/b:c:d:e"])
 def test_what_is_neither_a_file_nor_a_dataset_id_is_refused(source):
     with pytest.raises(FileNotFoundError, match="there is no file"):
         read_conversations(source)
@@ -164,6 +180,14 @@ def test_a_plan_has_the_batches_asked_for_and_uses_every_row_before_any_twice_as
     for start in range(0, count, per_epoch):
         used = [i for batch in plan[start : start + per_epoch] for i in batch]
         assert len(used) == len(set(used))
+
+
+@pytest.mark.parametrize("rows", [17, 31, 100, 250])
+def test_the_longest_rows_are_left_out_no_more_than_others(rows):
+    data = [Example([1] * (i + 1), [2]) for i in range(rows)]
+    seen = [i for batch in plan_batches(data, 16, 60 * (rows // 16), 0) for i in batch]
+    assert set(seen) == set(range(rows))
+    assert seen.count(rows - 1) > 20
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=30), st.integers(1, 8))

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -149,6 +150,13 @@ def test_a_run_is_resumed_with_what_it_began_with_only(base_dir, rows, tmp_path,
     assert tune(base_dir, train, held_out, out, settings, teacher, resume=True)["held_out_loss"] is not None
 
 
+def test_a_run_is_resumed_on_as_many_devices_as_it_began_on(base_dir, rows, tmp_path, monkeypatch):
+    begin(tmp_path / "out", SMALL, sources_of(base_dir, rows, [], None), resume=False, overwrite=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="has another number of devices; give it the same"):
+        begin(tmp_path / "out", SMALL, sources_of(base_dir, rows, [], None), resume=True, overwrite=False)
+
+
 def test_a_run_that_has_ended_is_not_trained_over(base_dir, rows, tmp_path):
     tune(base_dir, rows, [], tmp_path / "out", SMALL)
     before = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
@@ -170,12 +178,54 @@ def test_an_overwritten_run_leaves_nothing_to_be_served_in_place_of_the_new_one(
     assert not (out / "model.safetensors").exists() and not (out / "config.json").exists()
 
 
-def test_nothing_is_overwritten_where_no_run_was(base_dir, rows, tmp_path):
-    kept = [tmp_path / name for name in ("README.md", "config.json", "model.safetensors")]
-    for path in kept:
-        path.write_text("mine")
-    begin(tmp_path, SMALL, sources_of(base_dir, rows, [], None), resume=False, overwrite=True)
-    assert all(path.read_text() == "mine" for path in kept)
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["adapter_config.json", "model.safetensors", "task.json", "README.md"])
+def test_a_folder_that_holds_what_no_run_left_there_is_refused(base_dir, rows, tmp_path, name, overwrite):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"holds {name}, which is not of a run of sun tune"):
+        begin(out, SMALL, sources_of(base_dir, rows, [], None), resume=False, overwrite=overwrite)
+    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+
+
+def test_there_must_be_a_run_to_resume_and_it_is_not_overwritten(base_dir, rows, tmp_path):
+    with pytest.raises(ValueError, match="there is no run to resume in"):
+        tune(base_dir, rows, [], tmp_path / "out", SMALL, resume=True)
+    with pytest.raises(ValueError, match="give one of them"):
+        tune(base_dir, rows, [], tmp_path / "out", SMALL, resume=True, overwrite=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("left", [None, '{"epoch": 0.'], ids=["no state", "half a state"])
+def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(base_dir, rows, tmp_path, left):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    tune(base_dir, rows, [], whole, SMALL)
+
+    def kill(step: int, loss: float, rate: float) -> None:
+        if step == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune(base_dir, rows, [], broken, SMALL, report=kill)
+    state = broken / "checkpoints" / "checkpoint-4" / "trainer_state.json"
+    state.unlink() if left is None else state.write_text(left)
+    taken = []
+    tune(base_dir, rows, [], broken, SMALL, resume=True, report=lambda step, loss, rate: taken.append(step))
+    assert taken == [3, 4, 5, 6] and losses(broken) == losses(whole)
+
+
+def test_a_run_that_diverges_ends_with_the_step_and_leaves_no_weights_to_serve(base_dir, rows, tmp_path):
+    with pytest.raises(RuntimeError, match=r"step \d+: the loss is nan; training has diverged: take a lower --lr"):
+        tune(base_dir, rows, [], tmp_path / "out", changed(lr=1e30, steps=20))
+    with pytest.raises(RuntimeError, match="the last step's weights are no numbers"):
+        tune(base_dir, rows, [], tmp_path / "last", changed(lr=1e39, steps=1, warmup=0))
+    assert not list(tmp_path.glob("*/adapter_model.safetensors"))
+
+
+def test_patience_needs_held_out_examples(base_dir, rows, tmp_path):
+    with pytest.raises(ValueError, match="patience: waits for a lower held-out loss"):
+        tune(base_dir, rows, [], tmp_path / "out", changed(patience=2))
 
 
 def test_a_run_goes_on_with_smaller_batches_after_memory_ran_out(base_dir, rows, tmp_path, monkeypatch):
@@ -290,6 +340,7 @@ def test_ctrl_c_saves_the_step_and_resume_ends_the_run(root, base_dir, data, tmp
 @pytest.mark.parametrize(("values", "words"), [
     ({"method": "half"}, "method: got 'half'"), ({"adapter": "ia3"}, "adapter"), ({"decode": "int3"}, "decode scheme"), ({"schedule": "sine"}, "schedule"),
     ({"steps": 0}, "steps: got 0"), ({"distill": 2}, "distill"), ({"warmup": 1}, "warmup"), ({"dropout": 1}, "dropout: got 1"), ({"dropout": 0.1, "adapter": "none"}, "for adapter lora"), ({"method": "full", "decode": "int4"}, "with method full"),
+    ({"lr": float("nan")}, "lr: got nan"), ({"lr": float("inf")}, "lr: got inf"), ({"lr": -1.0}, "lr: got -1.0"), ({"export_rank": 1, "adapter": "none"}, "export_rank: is for an adapter"),
 ])
 def test_bad_settings_are_refused_by_name(values, words):
     with pytest.raises(ValueError) as error:
@@ -330,6 +381,24 @@ def test_two_devices_take_the_steps_of_one_and_find_its_held_out_loss(root, tmp_
         one, two = ([row[name] for row in read_steps(tmp_path / out / "steps.jsonl") if name in row] for out in ("one", "two"))
         assert two == pytest.approx(one, rel=1e-3)
     assert (tmp_path / "two" / "adapter_model.safetensors").exists()
+
+
+def test_two_devices_of_which_one_is_told_to_stop_save_the_same_step(root, data, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sun_client.cli", "tune", "--data", str(data), "--out", str(out),
+               "--root", str(root), "--batch", "1", "--rank", "2", "--save-every", "10000", "--precision", "fp32", "--steps", "5000"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 240
+    while len(read_steps(out / "steps.jsonl")) < 3 and time.monotonic() < deadline:
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.05)
+    second = next(p for p in psutil.Process(run.pid).children() if p.environ().get("RANK") == "1")
+    second.send_signal(signal.SIGTERM)
+    said, _ = run.communicate(timeout=120)
+    stopped = len(losses(out))
+    assert said.count("Interrupted; the step is saved") == 1 and 3 <= stopped < 5000, said
+    saved, = (out / "checkpoints").iterdir()
+    assert saved.name == f"checkpoint-{stopped}" and {"learnt.safetensors", "trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"} <= {p.name for p in saved.iterdir()}
 
 
 def test_fewer_examples_than_a_step_of_several_devices_takes_are_refused_before_it(base_dir, rows, tmp_path, monkeypatch):

@@ -18,16 +18,18 @@ def steps_in(epochs: float, examples: int, size: int) -> int:
 def plan_batches(rows: list[Example], size: int, count: int, seed: int) -> list[list[int]]:
     """Indices into ``rows`` of ``count`` batches of ``size``: epoch after epoch, shuffled, each batch of about one length.
 
-    What is left over at an epoch's end is dropped, unless there are fewer rows than one batch: then each batch is all of them.
+    Rows that fill no batch are left out of an epoch, other ones each time. With fewer rows than one batch, each batch is all of them.
     """
     rng = random.Random(seed)
     batches: list[list[int]] = []
     while len(batches) < count:
         order = rng.sample(range(len(rows)), len(rows))
+        # Before they are sorted by length: it would always be the longest.
+        order = order[: max(len(rows) // size * size, min(size, len(rows)))]
         epoch = []
         for start in range(0, len(order), WINDOW * size):
             near = sorted(order[start : start + WINDOW * size], key=lambda i: (len(rows[i].prompt), len(rows[i].response)))
             epoch += [near[i : i + size] for i in range(0, len(near), size)]
         rng.shuffle(epoch)
-        batches += [batch for batch in epoch if len(batch) == size or len(rows) < size]
+        batches += epoch
     return batches[:count]

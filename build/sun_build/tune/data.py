@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sun.text.openai import ROLES, PartError, joined
 from sun.text.prompt import PromptFormat, check_message, check_messages
 
 TOOLS = ("tools", "tool_calls", "function_call")
 """Fields of OpenAI's format that no prompt here has room for: without them a model would learn answers for reasons that it never sees."""
 NO_TOOLS = "tools are not learnt from fields of their own; write them, and the calls, into the messages' text"
+
+HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[^:]+))??(:(?P<split>[^:]+))?")
+FILE_ENDINGS = (".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+"""Of a path that is no hub dataset's id, though it looks like one."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +49,9 @@ class Example:
 
 
 def read_conversations(source: str | Path) -> list[Conversation]:
-    """All conversations of ``source``: a JSONL file, or a hub dataset as "owner/name" or "owner/name:split" ("train" by default).
+    """All conversations of ``source``: a JSONL file, or a hub dataset as "owner/name", "owner/name:split" ("train" by default) or "owner/name:config:split".
 
-    A row is {"messages": [...]} (OpenAI's fine-tuning format, less its tools) or {"prompt", "completion"}, both strings or lists of
+    A row is {"messages": [...]} (OpenAI's fine-tuning format, less its tools; a content may be a list of text parts) or {"prompt", "completion"}, both strings or lists of
     messages (TRL's). Raises ValueError naming file and line of the first one at fault, FileNotFoundError if there is no such file.
     """
     found = [_conversation(row, where) for where, row in _rows(source)]
@@ -62,14 +68,15 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
             if line.strip():
                 yield f"{path}:{number}", _parse(line, f"{path}:{number}", "utf-8-sig" if number == 1 else "utf-8")
         return
-    name, _, split = str(source).partition(":")
-    if path.suffix or path.is_absolute() or name.count("/") != 1 or path.is_dir():
-        raise FileNotFoundError(f"there is no file {source}, and it is not a hub dataset's id (owner/name or owner/name:split)")
+    named = HUB_ID.fullmatch(str(source))
+    if named is None or Path(named["name"]).suffix in FILE_ENDINGS or path.is_dir():
+        raise FileNotFoundError(f"there is no file {source}, and it is not a hub dataset's id (owner/name, owner/name:split or owner/name:config:split)")
     try:
         from datasets import load_dataset
     except ImportError as error:
         raise ValueError(f"{source}: to read datasets from the hub, run `pip install datasets`; for a local file, check its path") from error
-    for number, row in enumerate(load_dataset(name, split=split or "train"), 1):
+    which = [part for part in (named["name"], named["config"]) if part]
+    for number, row in enumerate(load_dataset(*which, split=named["split"] or "train"), 1):
         yield f"{source} row {number}", row
 
 
@@ -80,10 +87,12 @@ def _parse(line: bytes, where: str, encoding: str) -> Any:
         raise ValueError(f"{where}: not UTF-8: byte {line[error.start]:#04x} at byte {error.start} of the line") from error
     except ValueError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: brackets are nested too deeply") from error
 
 
 def _conversation(row: Any, where: str) -> Conversation:
-    if isinstance(row, dict) and "messages" not in row and {"prompt", "completion"} <= row.keys():
+    if isinstance(row, dict) and row.get("messages") is None and {"prompt", "completion"} <= row.keys():
         parts = [[{"role": role, "content": row[key]}] if isinstance(row[key], str) else row[key]
                  for key, role in (("prompt", "user"), ("completion", "assistant"))]
         if not all(isinstance(part, list) for part in parts):
@@ -93,12 +102,23 @@ def _conversation(row: Any, where: str) -> Conversation:
         messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list):
         raise ValueError(f"{where}: messages: expected a JSON array of {{role, content}} objects (or prompt and completion)")
-    made = Conversation(where, messages, row)
     try:
+        made = Conversation(where, [_plain(message, i) for i, message in enumerate(messages)], row)
         _check(made)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     return made
+
+
+def _plain(message: Any, index: int) -> Any:
+    """A message with its role and content as prompts have them."""
+    if not isinstance(message, dict):
+        return message
+    role = message.get("role")
+    try:
+        return {**message, "role": ROLES.get(role, role) if isinstance(role, str) else role, "content": joined(message.get("content"))}
+    except PartError as error:
+        raise ValueError(f"messages[{index}].content{error}") from error
 
 
 def _check(conversation: Conversation) -> None:
@@ -115,6 +135,10 @@ def _check(conversation: Conversation) -> None:
     if not conversation.turns:
         raise ValueError("messages: no assistant turn to learn from" + (": all have weight 0" if any(m["role"] == "assistant" for m in messages) else ""))
     for turn in conversation.turns:
+        before = messages[turn - 1]["role"] if turn else None
+        if before not in ("user", "tool"):
+            raise ValueError(f"messages[{turn}]: an assistant turn to learn answers a user, this one comes {f'after {before!r}' if turn else 'first'}; "
+                             "with weight 0 it is context only")
         check_messages(messages[:turn])
         if not messages[turn]["content"].strip():
             raise ValueError(f"messages[{turn}].content: the assistant's turn is empty")

@@ -9,7 +9,8 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint, set_seed
+from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import set_seed
 
 from sun.model.manifest import TASK_FILE, BaseManifest
 from sun.model.weights import ADAPTER_FILES, weights_digest
@@ -18,11 +19,13 @@ from sun_build.tune.journal import CURVE_FILE, STEPS_FILE, Journal, Report, draw
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings, devices
 from sun_build.tune.shrink import shrink_adapter
-from sun_build.tune.stopping import Interrupt, OptimizerGuard, out_of_memory
-from sun_build.tune.trainer import CHECKPOINTS, HandoffTrainer
+from sun_build.tune.stopping import Finite, Interrupt, OptimizerGuard, out_of_memory
+from sun_build.tune.trainer import CHECKPOINTS, TENSORBOARD, HandoffTrainer
 
 SETTINGS_FILE = "tune.json"
 SOURCES_FILE = "tune_sources.json"
+STATE_FILE = "trainer_state.json"
+"""What the trainer writes last into a checkpoint."""
 WEIGHTS = (ADAPTER_FILES[1], "model.safetensors")
 MADE = (*WEIGHTS, ADAPTER_FILES[0], "config.json", "generation_config.json", TASK_FILE, "README.md", STEPS_FILE, CURVE_FILE)
 """What a run leaves behind besides its settings. One by another method or adapter would leave part of it, to be served in place of its own."""
@@ -42,7 +45,7 @@ def sources_of(base_dir: str | Path, rows: list[Example], held_out: list[Example
     """What a run learns from, by digest: resumed on anything else it would be neither the old run nor a new one."""
     files = [] if teacher is None else sorted(path for path in Path(teacher).iterdir() if path.suffix in (".safetensors", ".bin"))
     return {"base": BaseManifest.load(base_dir).digest, "set of examples": _digest(rows), "set of held-out examples": _digest(held_out),
-            "teacher": weights_digest(files) if files else None}
+            "teacher": weights_digest(files) if files else None, "number of devices": str(devices())}
 
 
 def _digest(rows: list[Example]) -> str:
@@ -55,24 +58,32 @@ def _digest(rows: list[Example]) -> str:
 def begin(out: Path, settings: TuneSettings, sources: dict[str, str | None], resume: bool, overwrite: bool) -> Path | None:
     """Make ready ``out`` for a run; the checkpoint to go on from, if any.
 
-    sources: see `sources_of`; a run of before they were written down is not held to them. Raises ValueError if there is a run
-    already and neither ``resume`` nor ``overwrite`` says what to do with it, or if the run to resume has ended or has other
-    settings or sources.
+    sources: see `sources_of`; a run is not held to what earlier versions did not write down. Raises ValueError if there is a run
+    already and neither ``resume`` nor ``overwrite`` says what to do with it, if there is none to resume, or one that has ended or has other
+    settings or sources, and if ``out`` holds what no run has left there.
     """
     said, learnt_from = out / SETTINGS_FILE, out / SOURCES_FILE
+    if resume and overwrite:
+        raise ValueError("resume: goes on with a run that overwrite takes away; give one of them")
     if not is_main():
         return _last_checkpoint(out) if resume else None
-    if said.is_file() and not overwrite:
+    if not said.is_file():
+        if resume:
+            raise ValueError(f"out: there is no run to resume in {out}")
+        if found := [name for name in MADE if (out / name).exists()]:
+            raise ValueError(f"out: {out} holds {found[0]}, which is not of a run of sun tune; a run needs a folder of its own")
+    elif not overwrite:
         if not resume:
             raise ValueError(f"out: {out} holds a run already; resume it or overwrite it (--resume, --overwrite)")
-        before = json.loads(learnt_from.read_text()) if learnt_from.is_file() else sources
-        other = settings.differences(read_settings(out)) + [name for name, digest in sources.items() if before[name] != digest]
+        before = json.loads(learnt_from.read_text()) if learnt_from.is_file() else {}
+        other = settings.differences(read_settings(out)) + [name for name, value in sources.items() if before.get(name, value) != value]
         if other:
             raise ValueError(f"out: the run in {out} has another {', '.join(other)}; give it the same to resume it")
         if _last_checkpoint(out) is None and any((out / name).is_file() for name in WEIGHTS):
             raise ValueError(f"out: the run in {out} has ended; --overwrite starts anew")
-    elif overwrite and said.is_file():
-        shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    else:
+        for folder in (CHECKPOINTS, TENSORBOARD):
+            shutil.rmtree(out / folder, ignore_errors=True)
         for name in MADE:
             (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -82,8 +93,19 @@ def begin(out: Path, settings: TuneSettings, sources: dict[str, str | None], res
 
 
 def _last_checkpoint(out: Path) -> Path | None:
-    last = get_last_checkpoint(str(out / CHECKPOINTS)) if (out / CHECKPOINTS).is_dir() else None
-    return None if last is None else Path(last)
+    """The last checkpoint that is whole: one that a kill or a full disk cut short is passed over."""
+    def step(folder: Path) -> int:
+        return int(folder.name.rpartition("-")[2])
+
+    return next((folder for folder in sorted((out / CHECKPOINTS).glob("checkpoint-*"), key=step, reverse=True) if _whole(folder)), None)
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    except (OSError, ValueError, TypeError):
+        return False
+    return True
 
 
 def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path, settings: TuneSettings, teacher: Path | None = None,
@@ -93,8 +115,10 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
 
     teacher: a checkpoint to distil from, needed if settings.distill is not 0. Returns what the task's card should say: the
     settings, with the steps that were taken, the last losses and the best held-out loss; None if the run was interrupted, which leaves a checkpoint to resume.
-    Raises RuntimeError, with a checkpoint left too, if memory ran out.
+    Raises RuntimeError, with a checkpoint left too, if memory ran out, and if training diverged.
     """
+    if settings.patience and not held_out:
+        raise ValueError("patience: waits for a lower held-out loss; hold some examples out (--held-out)")
     if bool(settings.distill) != (teacher is not None):
         raise ValueError("distill: needs a teacher, and a teacher needs distill above 0")
     out = Path(out)
@@ -109,7 +133,7 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     model = TwoModules.load(base_dir, settings, teacher)
     interrupt, guard = Interrupt(), OptimizerGuard()
     journal = Journal(out, lambda: trainer.tokens, report)
-    trainer = HandoffTrainer(model, rows, held_out, out, settings, tensorboard, [journal, interrupt, guard])
+    trainer = HandoffTrainer(model, rows, held_out, out, settings, tensorboard, [journal, interrupt, guard, Finite()])
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except Exception as error:
@@ -121,6 +145,8 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
         interrupt.release()
     if interrupt.asked and trainer.state.global_step < settings.steps:
         return None
+    if not all(p.isfinite().all() for p in model.learnt().values()):
+        raise RuntimeError("the last step's weights are no numbers; training has diverged: take a lower --lr, or a longer --warmup")
     if is_main():
         model.export(out)
         if settings.export_rank is not None and (out / ADAPTER_FILES[0]).is_file():
@@ -136,10 +162,10 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
 
 
 def _rescue(trainer: HandoffTrainer, guard: OptimizerGuard) -> str:
-    """Save where training stands, if weights and optimiser are of one step; says what there is to resume from."""
+    """Save where training stands, if weights and optimiser are of one step and no other device has to help; says what there is to resume from."""
     step = trainer.state.global_step
-    if guard.whole and step:
+    if guard.whole and step and devices() == 1:
         trainer._save_checkpoint(trainer.model, trial=None)
         return f"step {step} is saved"
-    saved = sorted(Path(trainer.args.output_dir).glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
-    return f"{saved[-1].name.replace('checkpoint-', 'step ')} is saved" if saved else "nothing was learnt yet"
+    saved = _last_checkpoint(Path(trainer.args.output_dir).parent)
+    return "nothing was learnt yet" if saved is None else f"{saved.name.replace('checkpoint-', 'step ')} is saved"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, fields
 
@@ -85,9 +86,13 @@ class TuneSettings:
         for name in ("steps", "batch", "accumulate", "rank", "alpha", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, the least is 1")
+        if self.export_rank is not None and (self.method, self.adapter) != ("sun", "lora"):
+            raise ValueError(f"export_rank: is for an adapter of method sun; method {self.method} with adapter {self.adapter} writes whole weights")
         if self.export_rank is not None and not 1 <= self.export_rank <= self.rank:
             raise ValueError(f"export_rank: got {self.export_rank}, expected 1 to the rank, {self.rank}")
-        if self.kv_lr <= 0:
+        if self.lr is not None and not 0 <= self.lr < math.inf:
+            raise ValueError(f"lr: got {self.lr}, expected a rate of 0 or more")
+        if not 0 < self.kv_lr < math.inf:
             raise ValueError(f"kv_lr: got {self.kv_lr}, expected a factor above 0")
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill: got {self.distill}, expected 0 to 1")
@@ -108,7 +113,7 @@ class TuneSettings:
     def differences(self, other: TuneSettings) -> list[str]:
         """Names of settings that make another run than ``other``. The split of a step into batch x accumulate makes none, nor does an adapter's without one."""
         free = {"batch", "accumulate", "save_every", "checkpointing"}
-        free |= {"rank", "alpha", "export_rank"} if self.adapter == other.adapter == "none" else set()
+        free |= {"rank", "alpha"} if self.adapter == other.adapter == "none" else set()
         names = [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != getattr(other, f.name)]
         if self.batch * self.accumulate != other.batch * other.accumulate:
             names.append("batch x accumulate")

@@ -1,11 +1,13 @@
-"""Ways a tuning run ends early: Ctrl-C at the end of the step and no more memory, which can be resumed, and a held-out loss that no longer falls."""
+"""Ways a tuning run ends early: Ctrl-C at the end of the step and no more memory, which can be resumed, a loss that is no number, and a held-out loss that no longer falls."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 
 import torch
+import torch.distributed
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 
@@ -27,7 +29,11 @@ class Interrupt(TrainerCallback):
         self.asked = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Save and stop if asked to."""
+        """Save and stop if this process or, with several devices, another one was asked to: they save and stop together or not at all."""
+        if torch.distributed.is_initialized():
+            asked = torch.tensor(int(self.asked), device=args.device)
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+            self.asked = bool(asked)
         if self.asked:
             control.should_save = control.should_training_stop = True
         return control
@@ -37,6 +43,16 @@ class Interrupt(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+class Finite(TrainerCallback):
+    """Ends a run whose loss is no longer a number: the weights are not, either, and would be kept and served."""
+
+    def on_log(self, args, state, control, logs: dict | None = None, **kwargs) -> None:
+        """Raises RuntimeError; checkpoints stay as they are."""
+        for name, title in (("loss", "loss"), ("eval_loss", "held-out loss")):
+            if not math.isfinite((logs or {}).get(name, 0.0)):
+                raise RuntimeError(f"step {state.global_step}: the {title} is {logs[name]}; training has diverged: take a lower --lr, or a longer --warmup")
 
 
 class Patience(EarlyStoppingCallback):

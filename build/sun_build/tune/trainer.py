@@ -18,7 +18,7 @@ from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings
 from sun_build.tune.stopping import Patience
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 
 
 class Planned(BatchSampler):
@@ -50,6 +50,8 @@ class HandoffTrainer(Trainer):
     def __init__(self, model: TwoModules, rows: list[Example], held_out: list[Example], out: Path, settings: TuneSettings,
                  tensorboard: bool, callbacks: list[TrainerCallback]):
         on_gpu = torch.cuda.is_available()
+        if tensorboard:  # its default is beside the checkpoints, which go when the run has ended
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(out / TENSORBOARD))
         best = {"eval_strategy": "steps", "eval_steps": settings.eval_every, "load_best_model_at_end": True,
                 "metric_for_best_model": "loss", "greater_is_better": False} if held_out else {}
         arguments = TrainingArguments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from sun.text.openai import ROLES, PartError, joined
 from sun_client.gateway.errors import invalid
 
 SAMPLING = (
@@ -22,8 +23,6 @@ NEUTRAL: dict[str, list[Any]] = {
     "modalities": [["text"]], "audio": [], "logit_bias": [{}], "prediction": [], "reasoning_effort": ["none"], "web_search_options": [],
 }
 """OpenAI's fields that this server has nothing for, and the values that ask for nothing."""
-ROLES = {"developer": "system"}
-"""OpenAI's names of roles that chat templates have under another."""
 LEAST_TOP_P = 1e-9
 """In place of 0, which OpenAI takes: the likeliest token alone."""
 MAX_N, MAX_TOP_LOGPROBS, SEEDS = 16, 20, 1 << 63
@@ -108,21 +107,13 @@ def _message(message: Any, where: str) -> dict[str, str]:
             raise invalid(f"{where}.{name}", "is not supported here")
     if content is None and role == "assistant":  # OpenAI's own, where an assistant refused or called tools
         content = ""
-    if isinstance(content, list):
-        content = "\n".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+    try:
+        content = joined(content)
+    except PartError as error:
+        raise invalid(f"{where}.content{error.field}", error.reason) from error
     if not isinstance(content, str):
         raise invalid(f"{where}.content", "expected a text, or a list of text parts")
     return {"role": ROLES.get(role, role), "content": content}
-
-
-def _part(part: Any, where: str) -> str:
-    if not isinstance(part, dict):
-        raise invalid(where, "expected an object with type and text")
-    if part.get("type") != "text":
-        raise invalid(f"{where}.type", f"only parts of type 'text' are supported here, got {str(part.get('type'))[:64]!r}")
-    if not isinstance(part.get("text"), str):
-        raise invalid(f"{where}.text", "expected a text")
-    return part["text"]
 
 
 def _parameters(given: dict[str, Any]) -> dict[str, str | float]:
