@@ -18,7 +18,7 @@ RATES = {("sun", "lora"): (2e-3, 1.0), ("full", "lora"): (2e-3, 1.0), ("sun", "n
 """Peak learning rate at `MANY` examples a step, and the power of (examples / MANY) that it is times at fewer, by method and adapter.
 
 What was measured at 16 and at 4 on banking and math (perf/accuracy.md): an adapter wants 2e-3 and 5e-4, all weights of a prefill module 1e-3 and
-4e-4, and full fine-tuning 4e-4 at both. Full fine-tuning's adapter was not measured.
+4e-4, and full fine-tuning had 4e-4 at both, where half of it was no worse. Full fine-tuning's adapter was not measured.
 """
 
 

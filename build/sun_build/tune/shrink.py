@@ -1,7 +1,7 @@
 """A trained adapter at a lower rank: the best approximation of each layer's change, by its singular values (Eckart-Young).
 
-Training at a high rank and cutting down after it learns faster than training at the low rank (perf/accuracy.md says by how
-much) and serves at the low rank's cost.
+What is trained at a high rank, which learns faster, is stored and served at the low one's cost; perf/accuracy.md says what the cut
+cost three tasks. Training at the low rank was not scored.
 """
 
 from __future__ import annotations
