@@ -19,7 +19,7 @@ from sun_build.tune.journal import CURVE_FILE, STEPS_FILE, Journal, Report, draw
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings, devices
 from sun_build.tune.shrink import shrink_adapter
-from sun_build.tune.stopping import Finite, Interrupt, OptimizerGuard, out_of_memory
+from sun_build.tune.stopping import DIVERGED, Finite, Interrupt, OptimizerGuard, out_of_memory
 from sun_build.tune.trainer import CHECKPOINTS, TENSORBOARD, HandoffTrainer
 
 SETTINGS_FILE = "tune.json"
@@ -146,7 +146,7 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     if interrupt.asked and trainer.state.global_step < settings.steps:
         return None
     if not all(p.isfinite().all() for p in model.learnt().values()):
-        raise RuntimeError("the last step's weights are no numbers; training has diverged: take a lower --lr, or a longer --warmup")
+        raise RuntimeError(f"the last step's weights are no numbers; {DIVERGED}")
     if is_main():
         model.export(out)
         if settings.export_rank is not None and (out / ADAPTER_FILES[0]).is_file():

@@ -45,6 +45,9 @@ class Interrupt(TrainerCallback):
         self._before = {}
 
 
+DIVERGED = "training has diverged: take a lower --lr, or a longer --warmup"
+
+
 class Finite(TrainerCallback):
     """Ends a run whose loss is no longer a number: the weights are not, either, and would be kept and served."""
 
@@ -52,7 +55,7 @@ class Finite(TrainerCallback):
         """Raises RuntimeError; checkpoints stay as they are."""
         for name, title in (("loss", "loss"), ("eval_loss", "held-out loss")):
             if not math.isfinite((logs or {}).get(name, 0.0)):
-                raise RuntimeError(f"step {state.global_step}: the {title} is {logs[name]}; training has diverged: take a lower --lr, or a longer --warmup")
+                raise RuntimeError(f"step {state.global_step}: the {title} is {logs[name]}; {DIVERGED}")
 
 
 class Patience(EarlyStoppingCallback):
