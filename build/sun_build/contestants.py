@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sun.model.loading import task_weight_files
+from sun.model.loading import task_files
 from sun.model.manifest import BaseManifest, write_manifest
 from sun.model.quantise import FULL
 from sun_build.tasks import manifest_of, weights_kind
@@ -54,7 +54,7 @@ def staged(base_dir: Path, task: str, prefill: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sun-eval-") as scratch:
         folder = Path(scratch) / f"prefill_{task}" / "1"
         folder.mkdir(parents=True)
-        for file in task_weight_files(source, kind):
+        for file in task_files(source, kind):
             (folder / file.name).symlink_to(file.resolve())
         write_manifest(folder, manifest_of(BaseManifest.load(base_dir), source, kind, task))
         yield Path(scratch)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from sun.model.loading import load_prefill, task_digest, task_weight_files
+from sun.model.loading import load_prefill, task_digest, task_files
 from sun.model.manifest import TASK_FILE, BaseManifest, TaskManifest, write_manifest
 from sun.model.weights import ADAPTER_FILES, INDEX_FILE
 from sun_build.config_file import entry, parameter, without
@@ -84,10 +84,8 @@ def placed_task(repository: Path, base_dir: Path, name: str, weights: Path | Non
         (ensemble / "1").mkdir(parents=True)
         (prefill / "config.pbtxt").write_text(prefill_config(repository, name))
         (ensemble / "config.pbtxt").write_text(ensemble_config(name))
-        for file in task_weight_files(source, kind):
+        for file in task_files(source, kind):
             shutil.copyfile(file, prefill / "1" / file.name)
-        if kind == "full" and (source / INDEX_FILE).is_file():
-            shutil.copyfile(source / INDEX_FILE, prefill / "1" / INDEX_FILE)
         write_manifest(prefill / "1", manifest)
         load_prefill(base_dir, prefill / "1")  # what the server will do: weights that do not fit are refused here
         with _moved_in(repository, prefill, ensemble):

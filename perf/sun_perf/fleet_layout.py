@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from sun.model.loading import merged, task_weight_files
+from sun.model.loading import merged, task_files
 from sun.model.manifest import BaseManifest, write_manifest
 from sun.model.weights import load_lora, map_checkpoint
 from sun_build.config_file import entry
@@ -91,7 +91,7 @@ def lay_out(root: Path, full: Path, material: Material, system: System, tasks: i
 
 def _prefill(root: Path, material: Material, name: str, weights: Path, kind: str) -> None:
     folder = _model(root, f"prefill_{name}", "sun_prefill", {"threads": material.threads})
-    for file in task_weight_files(weights, kind):
+    for file in task_files(weights, kind):
         (folder / file.name).symlink_to(file.absolute())
     write_manifest(folder, new_manifest(BaseManifest.load(material.base), folder, kind, name))
 

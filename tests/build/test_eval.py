@@ -63,6 +63,15 @@ def test_each_row_has_the_weights_that_its_name_says(base_dir, data, tmp_path):
         contestant("full", tuned, None, "int4")
 
 
+def test_a_checkpoint_in_shards_is_scored_as_one_in_a_file(base_dir, data, tmp_path):
+    full, shards, test = tiny.checkpoint(tmp_path / "full", seed=5), tmp_path / "shards", conversations_of(data, "exact")
+    tiny.load(full).save_pretrained(shards, max_shard_size="60KB")
+    assert not (shards / "model.safetensors").exists()
+    for name in ("full", "naive"):
+        whole, cut = (engine_answers(base_dir, contestant(name, None, folder, "int4"), test, max_tokens=12) for folder in (full, shards))
+        assert whole == cut
+
+
 def test_a_test_set_may_be_larger_than_what_a_server_lets_wait(base_dir, data, monkeypatch):
     monkeypatch.setattr("sun.decode.engine.choose", lambda logits, batch: [Choice(tiny.EOS)] * len(batch))  # each ends with its first token
     test = conversations_of(data, "exact") * 100

@@ -12,7 +12,7 @@ from transformers import (
     Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
 )
 
-from sun.model.loading import task_digest, task_weight_files
+from sun.model.loading import task_digest, task_files
 from sun.model.manifest import BaseManifest, TaskManifest, write_manifest
 
 SPECIALS = ("<|im_start|>", "<|im_end|>", "<|pad|>")
@@ -88,7 +88,7 @@ def task(repository: Path, base_dir: Path, name: str, kind: str = "identity", we
     """`prefill_<name>/1` of a model repository; the folder."""
     base, folder = BaseManifest.load(base_dir), repository / f"prefill_{name}" / "1"
     folder.mkdir(parents=True)
-    for file in task_weight_files(weights or base_dir, kind):
+    for file in task_files(weights or base_dir, kind):
         shutil.copyfile(file, folder / file.name)
     write_manifest(folder, TaskManifest(
         name=name, weights=kind, weights_digest=task_digest(folder, kind), base_digest=base.digest, prompt=base.prompt,

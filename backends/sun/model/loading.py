@@ -11,7 +11,7 @@ from sun.model.calibration import TEXT, input_ranges
 from sun.model.llama import Llama
 from sun.model.manifest import PREFILL_SCHEMES, BaseManifest, TaskManifest
 from sun.model.quantise import CALIBRATED, FULL, check_scheme, quantise
-from sun.model.weights import ADAPTER_FILES, checkpoint_files, load_lora, map_checkpoint, weights_digest
+from sun.model.weights import ADAPTER_FILES, INDEX_FILE, checkpoint_files, load_lora, map_checkpoint, weights_digest
 
 
 def task_weight_files(task_dir: str | Path, kind: str) -> list[Path]:
@@ -21,6 +21,12 @@ def task_weight_files(task_dir: str | Path, kind: str) -> list[Path]:
     if kind == "lora":
         return [Path(task_dir) / name for name in ADAPTER_FILES]
     return checkpoint_files(task_dir)
+
+
+def task_files(task_dir: str | Path, kind: str) -> list[Path]:
+    """All files that a task's weights are read from: those of its digest, and what names them if they are shards."""
+    index = Path(task_dir) / INDEX_FILE
+    return task_weight_files(task_dir, kind) + ([index] if kind == "full" and index.is_file() else [])
 
 
 def task_digest(task_dir: str | Path, kind: str) -> str:
