@@ -20,12 +20,14 @@ def tune(
     base: Annotated[Path | None, typer.Option(help="The base model's folder. Default: the root's build/base.", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="sun: the prefill module, through the frozen decode module. full: one ordinary model, the baseline.")] = "sun",
     adapter: Annotated[str, typer.Option(help="lora, or none for all weights.")] = "lora",
+    start: Annotated[Path | None, typer.Option(
+        help="Begin with these weights (an earlier run's adapter or checkpoint) in place of the base's.", show_default=False)] = None,
     decode: Annotated[str, typer.Option(help="The frozen decode module as it will serve: fp32, bf16, int8, int4, nf4, bnb-int8 or bnb-nf4.")] = "fp32",
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: 300.", show_default=False)] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="In place of --steps: how often to see all examples.", show_default=False)] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples that run together.")] = 16,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches per optimiser step, on each device.")] = 1,
-    rank: Annotated[int, typer.Option(min=1, help="LoRA rank; alpha is twice that.")] = 64,
+    rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank; alpha is twice that. Default: 64, or that of the adapter to start from.", show_default=False)] = None,
     dropout: Annotated[float, typer.Option(min=0.0, help="Share of the adapter's inputs that are left out of a step, at random; for few examples seen often.")] = 0.0,
     export_rank: Annotated[int | None, typer.Option(
         min=1, help="Cut the trained adapter down to this rank, for a small file. perf/accuracy.md has what that cost three tasks.", show_default=False)] = None,
@@ -64,25 +66,29 @@ def tune(
 
     base_dir = base if base is not None else Root.find(root).base
     manifest = BaseManifest.load(base_dir)
-    if teacher is not None and not teacher.is_dir():
-        raise ValueError(f"--teacher: there is no folder {teacher}")
+    for option, folder in (("--teacher", teacher), ("--start", start)):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{option}: there is no folder {folder}")
     with show.quiet_libraries():
         from sun_build.metrics import METRICS
         from sun_build.tune.batches import steps_in
         from sun_build.tune.run import is_main
-        from sun_build.tune.settings import TuneSettings, devices, fast_precision
+        from sun_build.tune.settings import RANK, TuneSettings, devices, fast_precision
+        from sun_build.tune.start import adapter_size
 
         if steps is not None and epochs is not None:
             raise ValueError("--epochs: takes the place of --steps; give one of them")
         if metric is not None and metric not in METRICS:
             raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
+        begun = None if start is None or adapter == "none" else adapter_size(start)
+        rank, alpha = begun if begun and rank in (None, begun[0]) else (rank or RANK, 2 * (rank or RANK))
         settings = TuneSettings(
-            method=method, adapter=adapter, decode=decode, steps=steps or 300, batch=batch, accumulate=accumulate, rank=rank, alpha=2 * rank,
+            method=method, adapter=adapter, decode=decode, steps=steps or 300, batch=batch, accumulate=accumulate, rank=rank, alpha=alpha,
             dropout=dropout, export_rank=export_rank, lr=lr, kv_lr=kv_lr,
             schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
             distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, precision=precision or fast_precision(), seed=seed)
         name = task or out.resolve().name
-        run = tuning.Tuning(name, base_dir, manifest, data, out, metric, settings, teacher)
+        run = tuning.Tuning(name, base_dir, manifest, data, out, metric, settings, teacher, start)
         with show.working(f"reading {data}"):
             rows, kept_out, too_long = run.read(held_out)
         if too_long and is_main():

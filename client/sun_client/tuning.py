@@ -54,7 +54,7 @@ class Tuning:
     """One run.
 
     data: a file, or a hub dataset's id. metric: what the task is scored by, if it is known. teacher: a checkpoint to distil from.
-    settings: a `sun_build.tune.settings.TuneSettings`.
+    settings: a `sun_build.tune.settings.TuneSettings`. start: a folder of weights to begin with in place of the base's.
     """
 
     task: str
@@ -65,6 +65,7 @@ class Tuning:
     metric: str | None
     settings: TuneSettings
     teacher: Path | None = None
+    start: Path | None = None
 
     def read(self, held_out: int) -> tuple[list[Example], list[Example], int]:
         """Examples to train on, the last ``held_out`` to keep out, and how many were too long.
@@ -108,7 +109,7 @@ class Tuning:
             from sun_build.tasks import describe_weights
             from sun_build.tune.run import is_main, tune
 
-            result = tune(self.base_dir, rows, held_out, self.out, self.settings, self.teacher, resume, overwrite, tensorboard, report)
+            result = tune(self.base_dir, rows, held_out, self.out, self.settings, self.teacher, self.start, resume, overwrite, tensorboard, report)
         if result is not None and is_main():
             describe_weights(self.base_dir, self.out, self.task, {"temperature": 0}, {"name": self.metric} if self.metric else {})
             self._write_card(result)
@@ -122,5 +123,6 @@ class Tuning:
         names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "precision", "seed"]
         names += ["rank", "alpha", "dropout", "export_rank"] if settings.adapter == "lora" else []
         values = {"task": self.task, "what": WHAT[kind].format(task=self.task), "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
-        values["settings"] = ", ".join(f"{name} {said[name]}" for name in names)
+        started = [] if self.start is None else [f"start {self.start.resolve().name}"]
+        values["settings"] = ", ".join([*(f"{name} {said[name]}" for name in names), *started])
         (self.out / "README.md").write_text((CARD if kind == "adapter" else CARD.replace(PEFT, "")).format(**values))

@@ -17,9 +17,11 @@ from sun.model.codes import Codes
 from sun.model.loading import quantised_tensors
 from sun.model.manifest import BaseManifest
 from sun.model.quantise import FULL, codes_for
+from sun_build.tasks import weights_kind
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.loss import IGNORE, cross_entropy, distillation, handoff_logits
 from sun_build.tune.settings import TuneSettings
+from sun_build.tune.start import with_start
 
 
 def target_modules(layers: int, method: str) -> str:
@@ -40,12 +42,13 @@ class TwoModules(nn.Module):
         self.prefill, self.decode, self.teacher, self.distill = prefill, decode, teacher, distill
 
     @classmethod
-    def load(cls, base_dir: str | Path, settings: TuneSettings, teacher: str | Path | None = None) -> TwoModules:
-        """Both modules at the base's weights; ``teacher`` is a checkpoint's folder.
+    def load(cls, base_dir: str | Path, settings: TuneSettings, teacher: str | Path | None = None, start: str | Path | None = None) -> TwoModules:
+        """Both modules at the base's weights, the one that learns at those in ``start`` if given (see `check_start`); ``teacher`` is a checkpoint's folder.
 
         What learns is float32. Weights that do not learn are in memory once, and as `settings.precision` multiplies by them.
         """
-        prefill = load_model(base_dir)
+        kind = None if start is None else weights_kind(Path(start))
+        prefill = load_model(start if kind == "full" else base_dir)
         decode = None
         if settings.method == "sun":
             shared = settings.adapter == "lora" and settings.decode == FULL
@@ -54,6 +57,9 @@ class TwoModules(nn.Module):
             checkpoint_layers(prefill)
         if settings.adapter == "lora":
             prefill.name_or_path = BaseManifest.load(base_dir).source  # what peft writes into the adapter: a name, not this machine's path
+        if kind == "lora":
+            prefill = with_start(prefill, Path(start), settings)
+        elif settings.adapter == "lora":
             prefill = get_peft_model(prefill, LoraConfig(
                 r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, task_type="CAUSAL_LM",
                 target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))

@@ -12,13 +12,16 @@ from pathlib import Path
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import set_seed
 
+from sun.model.loading import task_digest
 from sun.model.manifest import TASK_FILE, BaseManifest
 from sun.model.weights import ADAPTER_FILES, weights_digest
+from sun_build.tasks import weights_kind
 from sun_build.tune.data import Example
 from sun_build.tune.journal import CURVE_FILE, STEPS_FILE, Journal, Report, draw, read_steps
 from sun_build.tune.modules import TwoModules
 from sun_build.tune.settings import TuneSettings, devices
 from sun_build.tune.shrink import shrink_adapter
+from sun_build.tune.start import check_start
 from sun_build.tune.stopping import DIVERGED, Finite, Interrupt, OptimizerGuard, out_of_memory
 from sun_build.tune.trainer import CHECKPOINTS, TENSORBOARD, HandoffTrainer
 
@@ -41,11 +44,13 @@ def read_settings(out: Path) -> TuneSettings:
     return TuneSettings(**json.loads((out / SETTINGS_FILE).read_text()))
 
 
-def sources_of(base_dir: str | Path, rows: list[Example], held_out: list[Example], teacher: str | Path | None) -> dict[str, str | None]:
+def sources_of(base_dir: str | Path, rows: list[Example], held_out: list[Example], teacher: str | Path | None,
+               start: Path | None = None) -> dict[str, str | None]:
     """What a run learns from, by digest: resumed on anything else it would be neither the old run nor a new one."""
     files = [] if teacher is None else sorted(path for path in Path(teacher).iterdir() if path.suffix in (".safetensors", ".bin"))
     return {"base": BaseManifest.load(base_dir).digest, "set of examples": _digest(rows), "set of held-out examples": _digest(held_out),
-            "teacher": weights_digest(files) if files else None, "number of devices": str(devices())}
+            "teacher": weights_digest(files) if files else None, "number of devices": str(devices()),
+            "start": None if start is None else task_digest(start, weights_kind(start))}
 
 
 def _digest(rows: list[Example]) -> str:
@@ -109,11 +114,11 @@ def _whole(checkpoint: Path) -> bool:
 
 
 def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path, settings: TuneSettings, teacher: Path | None = None,
-         resume: bool = False, overwrite: bool = False, tensorboard: bool = False,
+         start: Path | None = None, resume: bool = False, overwrite: bool = False, tensorboard: bool = False,
          report: Report = lambda step, loss, rate: None) -> dict | None:
     """Train, and write to ``out`` the weights, `tune.json` (the settings), `tune_sources.json`, `steps.jsonl` and `loss.png`.
 
-    teacher: a checkpoint to distil from, needed if settings.distill is not 0. Returns what the task's card should say: the
+    teacher: a checkpoint to distil from, needed if settings.distill is not 0. start: a folder of weights to begin with, see `check_start`. Returns what the task's card should say: the
     settings, with the steps that were taken, the last losses and the best held-out loss; None if the run was interrupted, which leaves a checkpoint to resume.
     Raises RuntimeError, with a checkpoint left too, if memory ran out, and if training diverged.
     """
@@ -122,15 +127,17 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
     if bool(settings.distill) != (teacher is not None):
         raise ValueError("distill: needs a teacher, and a teacher needs distill above 0")
     out = Path(out)
-    if out.resolve() in (Path(folder).resolve() for folder in (base_dir, teacher) if folder is not None):
-        raise ValueError(f"out: {out} holds the base or the teacher; a run needs a folder of its own")
+    if out.resolve() in (Path(folder).resolve() for folder in (base_dir, teacher, start) if folder is not None):
+        raise ValueError(f"out: {out} holds the base, the teacher or the start; a run needs a folder of its own")
+    if start is not None:
+        check_start(base_dir, start, settings)
     size = devices() * settings.batch * settings.accumulate
     if devices() > 1 and len(rows) < size:
         raise ValueError(f"data: {len(rows)} examples, and a step on {devices()} devices takes {size} (devices x batch x accumulate); "
                          "take fewer devices or a smaller --batch or --accumulate")
-    checkpoint = begin(out, settings, sources_of(base_dir, rows, held_out, teacher), resume, overwrite)
+    checkpoint = begin(out, settings, sources_of(base_dir, rows, held_out, teacher, start), resume, overwrite)
     set_seed(settings.seed)  # before the adapter's weights are drawn
-    model = TwoModules.load(base_dir, settings, teacher)
+    model = TwoModules.load(base_dir, settings, teacher, start)
     interrupt, guard = Interrupt(), OptimizerGuard()
     journal = Journal(out, lambda: trainer.tokens, report)
     trainer = HandoffTrainer(model, rows, held_out, out, settings, tensorboard, [journal, interrupt, guard, Finite()])

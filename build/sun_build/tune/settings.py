@@ -20,6 +20,8 @@ RATES = {("sun", "lora"): (2e-3, 1.0), ("full", "lora"): (2e-3, 1.0), ("sun", "n
 What was measured at 16 and at 4 on banking and math (perf/accuracy.md): an adapter wants 2e-3 and 5e-4, all weights of a prefill module 1e-3 and
 4e-4, and full fine-tuning had 4e-4 at both, where half of it was no worse. Full fine-tuning's adapter was not measured.
 """
+RANK = 64
+"""An adapter's, unless said otherwise: the highest that was measured learns fastest (perf/accuracy.md)."""
 
 
 def fast_precision() -> str:
@@ -58,8 +60,8 @@ class TuneSettings:
     steps: int = 300
     batch: int = 16
     accumulate: int = 1
-    rank: int = 64
-    alpha: int = 128
+    rank: int = RANK
+    alpha: int = 2 * RANK
     dropout: float = 0.0
     export_rank: int | None = None
     lr: float | None = None
