@@ -80,8 +80,9 @@ def tune(
             raise ValueError("--epochs: takes the place of --steps; give one of them")
         if metric is not None and metric not in METRICS:
             raise ValueError(f"--metric: got {metric!r}, expected one of {', '.join(METRICS)}")
-        begun = None if start is None or adapter == "none" else adapter_size(start)
-        rank, alpha = begun if begun and rank in (None, begun[0]) else (rank or RANK, 2 * (rank or RANK))
+        size = None if start is None else adapter_size(start)
+        rank = rank or (size[0] if size else RANK)
+        alpha = size[1] if size and size[0] == rank else 2 * rank
         settings = TuneSettings(
             method=method, adapter=adapter, decode=decode, steps=steps or 300, batch=batch, accumulate=accumulate, rank=rank, alpha=alpha,
             dropout=dropout, export_rank=export_rank, lr=lr, kv_lr=kv_lr,

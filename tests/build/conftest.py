@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sun.text.prompt import PromptSettings
+from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.base import build_base
+from sun_build.tune.data import Example, examples, read_conversations
 from tests.unit import tiny
 
 
@@ -34,3 +35,9 @@ def data(tmp_path) -> Path:
     rows = [{"messages": [{"role": "user", "content": f"say {word}"}, {"role": "assistant", "content": "yes"}]} for word in ("a", "bb", "ccc", "dddd")]
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path / "data.jsonl"
+
+
+@pytest.fixture
+def rows(base_dir, data) -> list[Example]:
+    """Those conversations as a run learns them."""
+    return examples(read_conversations(data), PromptFormat.load(base_dir, PromptSettings()), 300, 500)[0]

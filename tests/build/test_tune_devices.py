@@ -14,7 +14,7 @@ import pytest
 
 from sun_build.tune.journal import read_steps
 from sun_build.tune.run import begin, sources_of, tune
-from tests.build.test_tune_run import SMALL, losses, rows, sun
+from tests.build.test_tune_run import SMALL, losses, sun
 
 
 def test_two_devices_take_the_steps_of_one_and_find_its_held_out_loss(root, tmp_path):

@@ -20,8 +20,8 @@ from sun.text.prompt import PromptFormat, PromptSettings
 from sun_build.evaluate import engine_answers, test_set as conversations_of
 from sun_build.contestants import Contestant
 from sun_build.tasks import add_task, describe_weights
-from sun_build.tune.data import Example, examples, read_conversations
-from sun_build.tune.journal import Journal, read_steps
+from sun_build.tune.data import Example
+from sun_build.tune.journal import Journal, Report, read_steps
 from sun_build.tune.loss import collate
 from sun_build.tune.modules import TwoModules, frozen
 from sun_build.tune.run import begin, sources_of, tune
@@ -37,9 +37,13 @@ def changed(**values) -> TuneSettings:
     return TuneSettings(**{**SMALL.__dict__, **values})
 
 
-@pytest.fixture
-def rows(base_dir, data):
-    return examples(read_conversations(data), PromptFormat.load(base_dir, PromptSettings()), 300, 500)[0]
+def killed_at(last: int) -> Report:
+    """A report that ends the run after a step, as a kill does: with what was saved until then."""
+    def report(step: int, loss: float, rate: float) -> None:
+        if step == last:
+            raise InterruptedError
+
+    return report
 
 
 def losses(out: Path) -> list[float]:
@@ -100,15 +104,8 @@ def test_a_resumed_run_has_the_losses_and_the_weights_of_an_unbroken_one(base_di
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     tune(base_dir, rows, rows[:1], whole, changed(dropout=dropout, eval_every=2))
 
-    class Killed(Exception):
-        pass
-
-    def kill(step: int, loss: float, rate: float) -> None:
-        if step == 5:
-            raise Killed
-
-    with pytest.raises(Killed):
-        tune(base_dir, rows, rows[:1], broken, changed(dropout=dropout, eval_every=2), report=kill)
+    with pytest.raises(InterruptedError):
+        tune(base_dir, rows, rows[:1], broken, changed(dropout=dropout, eval_every=2), report=killed_at(5))
     with pytest.raises(ValueError, match="holds a run already"):
         tune(base_dir, rows, rows[:1], broken, changed(dropout=dropout, eval_every=2))
     with pytest.raises(ValueError, match="another lr, seed"):
@@ -135,11 +132,8 @@ def test_dropout_leaves_inputs_out_of_an_adapter(base_dir, rows, tmp_path):
 def test_a_run_is_resumed_with_what_it_began_with_only(base_dir, rows, tmp_path, other):
     out, teacher, settings = tmp_path / "out", tiny.checkpoint(tmp_path / "teacher", seed=3), changed(distill=0.5, eval_every=2)
 
-    def stop(step: int, loss: float, rate: float) -> None:
-        raise InterruptedError
-
     with pytest.raises(InterruptedError):
-        tune(base_dir, rows[:2], rows[2:], out, settings, teacher, report=stop)
+        tune(base_dir, rows[:2], rows[2:], out, settings, teacher, report=killed_at(1))
     train, held_out = (rows[1:3] if other == "set of examples" else rows[:2]), rows[3:] if other == "set of held-out examples" else rows[2:]
     if other == "teacher":
         tiny.checkpoint(teacher, seed=4)
@@ -194,12 +188,8 @@ def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(base_dir, rows, tmp_p
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     tune(base_dir, rows, [], whole, SMALL)
 
-    def kill(step: int, loss: float, rate: float) -> None:
-        if step == 5:
-            raise InterruptedError
-
     with pytest.raises(InterruptedError):
-        tune(base_dir, rows, [], broken, SMALL, report=kill)
+        tune(base_dir, rows, [], broken, SMALL, report=killed_at(5))
     state = broken / "checkpoints" / "checkpoint-4" / "trainer_state.json"
     state.unlink() if left is None else state.write_text(left)
     taken = []

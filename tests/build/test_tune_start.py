@@ -13,7 +13,7 @@ from sun_build.tune.data import Example
 from sun_build.tune.loss import collate
 from sun_build.tune.modules import TwoModules, frozen
 from sun_build.tune.run import tune
-from tests.build.test_tune_run import SMALL, changed, losses, rows, sun
+from tests.build.test_tune_run import SMALL, changed, killed_at, losses, sun
 from tests.unit import tiny
 
 ADAPTER, WHOLE, ORDINARY = {}, {"adapter": "none", "lr": 0.005}, {"method": "full", "adapter": "none", "lr": 0.005}
@@ -60,7 +60,7 @@ def test_a_start_that_does_not_fit_is_refused_before_a_step(base_dir, rows, tmp_
     ):
         with pytest.raises(ValueError, match=words):
             tune(base_dir, rows, [], out, settings, start=start)
-    with pytest.raises(ValueError, match="holds the base, the teacher or the start"):
+    with pytest.raises(ValueError, match="holds the base or the teacher, or the weights to start from"):
         tune(base_dir, rows, [], adapter, SMALL, start=adapter, overwrite=True)
     build_base(str(tiny.checkpoint(tmp_path / "source", seed=5)), tmp_path / "base", PromptSettings())
     describe_weights(base_dir, adapter, "mine")
@@ -76,12 +76,8 @@ def test_a_run_is_resumed_with_the_start_that_it_had(base_dir, rows, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     tune(base_dir, rows, [], whole, changed(dropout=0.3), start=starts[0])
 
-    def kill(step: int, loss: float, rate: float) -> None:
-        if step == 5:
-            raise InterruptedError
-
     with pytest.raises(InterruptedError):
-        tune(base_dir, rows, [], broken, changed(dropout=0.3), start=starts[0], report=kill)
+        tune(base_dir, rows, [], broken, changed(dropout=0.3), start=starts[0], report=killed_at(5))
     for other in (starts[1], None):
         with pytest.raises(ValueError, match="has another start; give it the same"):
             tune(base_dir, rows, [], broken, changed(dropout=0.3), start=other, resume=True)

@@ -128,7 +128,7 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
         raise ValueError("distill: needs a teacher, and a teacher needs distill above 0")
     out = Path(out)
     if out.resolve() in (Path(folder).resolve() for folder in (base_dir, teacher, start) if folder is not None):
-        raise ValueError(f"out: {out} holds the base, the teacher or the start; a run needs a folder of its own")
+        raise ValueError(f"out: {out} holds the base or the teacher, or the weights to start from; a run needs a folder of its own")
     if start is not None:
         check_start(base_dir, start, settings)
     size = devices() * settings.batch * settings.accumulate
