@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sun_build.tune.data import Example
+from sun_build.tune.noise import common
 
 IGNORE = -100
 """The label of a position without a loss, as in `torch.nn.functional.cross_entropy`."""
@@ -23,7 +22,7 @@ def collate(batch: list[Example]) -> dict[str, Tensor]:
     mask [B, S + P + R] (1 where a token may be attended to); labels [B, R] (`IGNORE` where there is no loss).
     """
     prompts = [e.prompt[:-1] for e in batch]
-    shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))))
+    shared = len(common(prompts))
     width = max(len(p) for p in prompts) - shared
     length = max(len(e.response) for e in batch)
     rows: dict[str, list[list[int]]] = {name: [] for name in (
