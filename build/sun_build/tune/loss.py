@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sun_build.tune.data import Example
-from sun_build.tune.noise import common
 
 IGNORE = -100
 """The label of a position without a loss, as in `torch.nn.functional.cross_entropy`."""
+
+
+def common(rows: list[list[int]]) -> list[int]:
+    """What all of ``rows`` begin with."""
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
 
 
 def collate(batch: list[Example]) -> dict[str, Tensor]:

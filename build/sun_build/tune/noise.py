@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
-
 import torch
 from torch import Tensor
 
 from sun_build.tune.data import Example
+from sun_build.tune.loss import common
 
 
 class PromptNoise:
@@ -32,8 +31,3 @@ class PromptNoise:
         return batch | {name: torch.where(where & (torch.rand(where.shape, device=where.device) < self.share),
                                           pool[torch.randint(len(pool), where.shape, device=where.device)], batch[name])
                         for name, where in text.items()}
-
-
-def common(rows: list[list[int]]) -> list[int]:
-    """What all of ``rows`` begin with."""
-    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
