@@ -11,9 +11,12 @@ import time
 
 import psutil
 import pytest
+import torch.distributed
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from sun_build.tune.journal import read_steps
 from sun_build.tune.run import begin, sources_of, tune
+from sun_build.tune.stopping import Interrupt
 from tests.build.test_tune_run import SMALL, losses, sun
 
 
@@ -48,6 +51,19 @@ def test_two_devices_of_which_one_is_told_to_stop_save_the_same_step(root, data,
     assert said.count("Interrupted; the step is saved") == 1 and 3 <= stopped < 5000, said
     saved, = (out / "checkpoints").iterdir()
     assert saved.name == f"checkpoint-{stopped}" and {"learnt.safetensors", "trainer_state.json", "rng_state_0.pth", "rng_state_1.pth"} <= {p.name for p in saved.iterdir()}
+
+
+def test_a_signal_that_comes_while_the_other_devices_are_waited_for_stops_the_next_step(tmp_path, monkeypatch):
+    coming = [lambda: None, lambda: signal.raise_signal(signal.SIGTERM), lambda: None]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_: coming.pop(0)())  # the others were asked nothing
+    interrupt, arguments = Interrupt(), TrainingArguments(str(tmp_path), use_cpu=True)
+    interrupt.on_train_begin(arguments, TrainerState(), TrainerControl())
+    try:
+        stops = [interrupt.on_step_end(arguments, TrainerState(), TrainerControl()).should_training_stop for _ in range(3)]
+    finally:
+        interrupt.release()
+    assert stops == [False, False, True] and interrupt.stopped
 
 
 def test_a_run_is_resumed_on_as_many_devices_as_it_began_on(base_dir, rows, tmp_path, monkeypatch):

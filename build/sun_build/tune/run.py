@@ -152,7 +152,7 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
                            f"--accumulate, or --checkpointing") from error
     finally:
         interrupt.release()
-    if interrupt.asked and trainer.state.global_step < settings.steps:
+    if interrupt.stopped and trainer.state.global_step < settings.steps:
         return None
     if not all(p.isfinite().all() for p in model.learnt().values()):
         raise RuntimeError(f"the last step's weights are no numbers; {DIVERGED}")

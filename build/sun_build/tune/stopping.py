@@ -15,7 +15,7 @@ class Interrupt(TrainerCallback):
     """Turns the first SIGINT or SIGTERM into a checkpoint at the end of the step; a second one interrupts at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.stopped = False
         self._before: dict[int, object] = {}
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -30,11 +30,13 @@ class Interrupt(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Save and stop if this process or, with several devices, another one was asked to: they save and stop together or not at all."""
+        self.stopped = self.asked
         if torch.distributed.is_initialized():
+            # Not into self.asked: a signal that comes while the others are waited for would be forgotten.
             asked = torch.tensor(int(self.asked), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self.asked = bool(asked)
-        if self.asked:
+            self.stopped = bool(asked)
+        if self.stopped:
             control.should_save = control.should_training_stop = True
         return control
 
