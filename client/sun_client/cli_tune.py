@@ -29,7 +29,6 @@ def tune(
     accumulate: Annotated[int, typer.Option(min=1, help="Batches per optimiser step, on each device.")] = 1,
     rank: Annotated[int | None, typer.Option(min=1, help="LoRA rank; alpha is twice that. Default: 64, or that of the adapter to start from.", show_default=False)] = None,
     dropout: Annotated[float, typer.Option(min=0.0, help="Share of the adapter's inputs that are left out of a step, at random; for few examples seen often.")] = 0.0,
-    noise: Annotated[float, typer.Option(min=0.0, help="Share of the prompts' own tokens that are replaced by others in each step, at random; for labels, not for answers that quote the prompt.")] = 0.0,
     export_rank: Annotated[int | None, typer.Option(
         min=1, help="Cut the trained adapter down to this rank, for a small file. perf/accuracy.md has what that cost three tasks.", show_default=False)] = None,
     lr: Annotated[float | None, typer.Option(min=0.0, help="Peak learning rate. Default: by method, adapter and examples a step.", show_default=False)] = None,
@@ -86,7 +85,7 @@ def tune(
         alpha = size[1] if size and size[0] == rank else 2 * rank
         settings = TuneSettings(
             method=method, adapter=adapter, decode=decode, steps=steps or 300, batch=batch, accumulate=accumulate, rank=rank, alpha=alpha,
-            dropout=dropout, noise=noise, export_rank=export_rank, lr=lr, kv_lr=kv_lr,
+            dropout=dropout, export_rank=export_rank, lr=lr, kv_lr=kv_lr,
             schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
             distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, precision=precision or fast_precision(), seed=seed)
         name = task or out.resolve().name

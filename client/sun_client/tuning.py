@@ -120,7 +120,7 @@ class Tuning:
         settings = self.settings
         kind = "full" if settings.method == "full" else {"lora": "adapter", "none": "prefill"}[settings.adapter]
         said = {**result, "steps": f"{result['steps']} of {settings.steps}"} if result["steps"] < settings.steps else result
-        names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "noise", "precision", "seed"]
+        names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "precision", "seed"]
         names += ["rank", "alpha", "dropout", "export_rank"] if settings.adapter == "lora" else []
         values = {"task": self.task, "what": WHAT[kind].format(task=self.task), "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
         started = [] if self.start is None else [f"start {self.start.resolve().name}"]

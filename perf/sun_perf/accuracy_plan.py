@@ -51,8 +51,6 @@ TASKS = {task.name: task for task in (
     Task("banking_2400", "intent", 500, _settings(2400, 4, "bf16"), max_tokens=24, data="banking", rates=SMALL_STEPS),
     Task("banking_twice", "intent", 3074, TuneSettings(steps=2400, batch=8, eval_every=400, precision="bf16"), max_tokens=24, data="banking",
          rates={"sun_lora": 3e-4, "sun_all": 4e-4, "qsun_retuned": 3e-4}),
-    Task("banking_noise", "intent", 3074, TuneSettings(steps=2400, batch=8, eval_every=400, noise=0.1, precision="bf16"), max_tokens=24,
-         data="banking", rates={"sun_lora": 5e-4, "sun_all": 4e-4}),
     Task("math", "math", 329, _settings(660, 4, "bf16"), max_tokens=64, rates=SMALL_STEPS),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bash_1400", "bash", 400, _settings(1400, 4, "bf16"), also=("flags", "utility"), data="bash", rates=SMALL_STEPS),

@@ -99,19 +99,19 @@ def test_a_merged_lora_of_the_baseline_is_a_whole_model(base_dir, rows, tmp_path
     assert not torch.equal(model.model.layers[1].mlp.down_proj.weight, tiny.load(base_dir).model.layers[1].mlp.down_proj.weight)
 
 
-@pytest.mark.parametrize("chance", [{}, {"dropout": 0.3}, {"noise": 0.3}], ids=["", "dropout", "noise"])
-def test_a_resumed_run_has_the_losses_and_the_weights_of_an_unbroken_one(base_dir, rows, tmp_path, chance):
+@pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["", "dropout"])
+def test_a_resumed_run_has_the_losses_and_the_weights_of_an_unbroken_one(base_dir, rows, tmp_path, dropout):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    tune(base_dir, rows, rows[:1], whole, changed(**chance, eval_every=2))
+    tune(base_dir, rows, rows[:1], whole, changed(dropout=dropout, eval_every=2))
 
     with pytest.raises(InterruptedError):
-        tune(base_dir, rows, rows[:1], broken, changed(**chance, eval_every=2), report=killed_at(5))
+        tune(base_dir, rows, rows[:1], broken, changed(dropout=dropout, eval_every=2), report=killed_at(5))
     with pytest.raises(ValueError, match="holds a run already"):
-        tune(base_dir, rows, rows[:1], broken, changed(**chance, eval_every=2))
+        tune(base_dir, rows, rows[:1], broken, changed(dropout=dropout, eval_every=2))
     with pytest.raises(ValueError, match="another lr, seed"):
-        tune(base_dir, rows, rows[:1], broken, changed(**chance, eval_every=2, lr=0.01, seed=3), resume=True)
+        tune(base_dir, rows, rows[:1], broken, changed(dropout=dropout, eval_every=2, lr=0.01, seed=3), resume=True)
     taken = []
-    tune(base_dir, rows, rows[:1], broken, changed(**chance, eval_every=2), resume=True, report=lambda step, loss, rate: taken.append(step))
+    tune(base_dir, rows, rows[:1], broken, changed(dropout=dropout, eval_every=2), resume=True, report=lambda step, loss, rate: taken.append(step))
     assert taken == [5, 6]
     assert losses(broken) == losses(whole)
     for name in ("adapter_model.safetensors",):
@@ -321,8 +321,7 @@ def test_ctrl_c_saves_the_step_and_resume_ends_the_run(root, base_dir, data, tmp
 
 @pytest.mark.parametrize(("values", "words"), [
     ({"method": "half"}, "method: got 'half'"), ({"adapter": "ia3"}, "adapter"), ({"decode": "int3"}, "decode scheme"), ({"schedule": "sine"}, "schedule"),
-    ({"steps": 0}, "steps: got 0"), ({"distill": 2}, "distill"), ({"warmup": 1}, "warmup"), ({"dropout": 1}, "dropout: got 1"), ({"noise": 1}, "noise: got 1"), ({"noise": -0.1}, "noise: got -0.1"),
-    ({"dropout": 0.1, "adapter": "none"}, "for adapter lora"), ({"method": "full", "decode": "int4"}, "with method full"),
+    ({"steps": 0}, "steps: got 0"), ({"distill": 2}, "distill"), ({"warmup": 1}, "warmup"), ({"dropout": 1}, "dropout: got 1"), ({"dropout": 0.1, "adapter": "none"}, "for adapter lora"), ({"method": "full", "decode": "int4"}, "with method full"),
     ({"lr": float("nan")}, "lr: got nan"), ({"lr": float("inf")}, "lr: got inf"), ({"lr": -1.0}, "lr: got -1.0"), ({"export_rank": 1, "adapter": "none"}, "export_rank: is for an adapter"),
 ])
 def test_bad_settings_are_refused_by_name(values, words):

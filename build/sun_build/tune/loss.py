@@ -14,11 +14,6 @@ IGNORE = -100
 """The label of a position without a loss, as in `torch.nn.functional.cross_entropy`."""
 
 
-def common(rows: list[list[int]]) -> list[int]:
-    """What all of ``rows`` begin with."""
-    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))]
-
-
 def collate(batch: list[Example]) -> dict[str, Tensor]:
     """Lay a batch out for the handoff.
 
@@ -28,7 +23,7 @@ def collate(batch: list[Example]) -> dict[str, Tensor]:
     mask [B, S + P + R] (1 where a token may be attended to); labels [B, R] (`IGNORE` where there is no loss).
     """
     prompts = [e.prompt[:-1] for e in batch]
-    shared = len(common(prompts))
+    shared = len(list(takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False))))
     width = max(len(p) for p in prompts) - shared
     length = max(len(e.response) for e in batch)
     rows: dict[str, list[list[int]]] = {name: [] for name in (

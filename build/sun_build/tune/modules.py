@@ -20,7 +20,6 @@ from sun.model.quantise import FULL, codes_for
 from sun_build.tasks import weights_kind
 from sun_build.tune.checkpointing import checkpoint_layers
 from sun_build.tune.loss import IGNORE, cross_entropy, distillation, handoff_logits
-from sun_build.tune.noise import PromptNoise
 from sun_build.tune.settings import TuneSettings
 from sun_build.tune.start import with_start
 
@@ -36,16 +35,14 @@ class TwoModules(nn.Module):
     """A prefill module that learns and a decode module: frozen (SUN), or the same model (ordinary fine-tuning).
 
     teacher: an ordinarily fine-tuned model to learn from, frozen; distill: its share of the loss while training.
-    noise: what prompts go through while training; the teacher reads them without it.
     """
 
-    def __init__(self, prefill: nn.Module, decode: nn.Module, teacher: nn.Module | None = None, distill: float = 0.0, noise: PromptNoise | None = None):
+    def __init__(self, prefill: nn.Module, decode: nn.Module, teacher: nn.Module | None = None, distill: float = 0.0):
         super().__init__()
-        self.prefill, self.decode, self.teacher, self.distill, self.noise = prefill, decode, teacher, distill, noise
+        self.prefill, self.decode, self.teacher, self.distill = prefill, decode, teacher, distill
 
     @classmethod
-    def load(cls, base_dir: str | Path, settings: TuneSettings, teacher: str | Path | None = None, start: str | Path | None = None,
-             noise: PromptNoise | None = None) -> TwoModules:
+    def load(cls, base_dir: str | Path, settings: TuneSettings, teacher: str | Path | None = None, start: str | Path | None = None) -> TwoModules:
         """Both modules at the base's weights, the one that learns at those in ``start`` if given (see `check_start`); ``teacher`` is a checkpoint's folder.
 
         What learns is float32. Weights that do not learn are in memory once, and as `settings.precision` multiplies by them.
@@ -66,15 +63,14 @@ class TwoModules(nn.Module):
             prefill = get_peft_model(prefill, LoraConfig(
                 r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, task_type="CAUSAL_LM",
                 target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
-        modules = cls(prefill, decode or prefill, None if teacher is None else frozen(teacher, FULL), settings.distill, noise)
+        modules = cls(prefill, decode or prefill, None if teacher is None else frozen(teacher, FULL), settings.distill)
         if settings.precision == "bf16" and decode is not None:  # an ordinary fine-tune's adapter is merged into its base in the end, in float32
             halve_frozen(modules)
         return modules
 
     def forward(self, num_items_in_batch: Tensor | int | None = None, **batch: Tensor) -> dict[str, Tensor]:
         """The loss of a batch of `collate`: summed over its response tokens, over ``num_items_in_batch`` (those of a whole step) or their number."""
-        read = self.noise(batch) if self.noise is not None and self.training else batch
-        logits, labels = handoff_logits(self.prefill, self.decode, read), batch["labels"]
+        logits, labels = handoff_logits(self.prefill, self.decode, batch), batch["labels"]
         loss = cross_entropy(logits, labels)
         if self.teacher is not None and self.training:
             with torch.no_grad():

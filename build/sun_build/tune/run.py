@@ -19,7 +19,6 @@ from sun_build.tasks import weights_kind
 from sun_build.tune.data import Example
 from sun_build.tune.journal import CURVE_FILE, STEPS_FILE, Journal, Report, draw, read_steps
 from sun_build.tune.modules import TwoModules
-from sun_build.tune.noise import PromptNoise
 from sun_build.tune.settings import TuneSettings, devices
 from sun_build.tune.shrink import shrink_adapter
 from sun_build.tune.start import check_start
@@ -138,8 +137,7 @@ def tune(base_dir: Path, rows: list[Example], held_out: list[Example], out: Path
                          "take fewer devices or a smaller --batch or --accumulate")
     checkpoint = begin(out, settings, sources_of(base_dir, rows, held_out, teacher, start), resume, overwrite)
     set_seed(settings.seed)  # before the adapter's weights are drawn
-    noise = PromptNoise(settings.noise, rows) if settings.noise else None
-    model = TwoModules.load(base_dir, settings, teacher, start, noise)
+    model = TwoModules.load(base_dir, settings, teacher, start)
     interrupt, guard = Interrupt(), OptimizerGuard()
     journal = Journal(out, lambda: trainer.tokens, report)
     trainer = HandoffTrainer(model, rows, held_out, out, settings, tensorboard, [journal, interrupt, guard, Finite()])

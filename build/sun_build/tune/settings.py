@@ -46,7 +46,6 @@ class TuneSettings:
     steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for `RATES`'s.
     kv_lr: factor on the learning rate of the K and V projections, whose outputs are what is handed over.
     dropout: share of an adapter's inputs that are left out of a step, at random (peft's lora_dropout).
-    noise: share of the prompts' own tokens that are replaced in a step, at random (see `sun_build.tune.noise`).
     export_rank: rank that a trained adapter is cut down to (see `sun_build.tune.shrink`), None for its own.
     schedule: of the learning rate after `warmup` (a share of the steps). clip: largest norm of the gradient.
     max_tokens: longest example, prompt and response. distill: share of the loss that is the divergence from a teacher's
@@ -64,7 +63,6 @@ class TuneSettings:
     rank: int = RANK
     alpha: int = 2 * RANK
     dropout: float = 0.0
-    noise: float = 0.0
     export_rank: int | None = None
     lr: float | None = None
     kv_lr: float = 1.0
@@ -100,7 +98,7 @@ class TuneSettings:
             raise ValueError(f"kv_lr: got {self.kv_lr}, expected a factor above 0")
         if not 0 <= self.distill <= 1:
             raise ValueError(f"distill: got {self.distill}, expected 0 to 1")
-        for name, of in (("warmup", "the steps"), ("dropout", "an adapter's inputs"), ("noise", "the prompts' tokens")):
+        for name, of in (("warmup", "the steps"), ("dropout", "an adapter's inputs")):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected a share of {of} from 0 to below 1")
         if self.dropout and self.adapter != "lora":
