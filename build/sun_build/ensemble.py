@@ -8,14 +8,14 @@ OWN = ("task", "ticket", "prompt_ids")
 """Inputs of `sun` that an ensemble fills itself."""
 
 
-def ensemble_config(name: str) -> str:
-    """`config.pbtxt` of the ensemble of task ``name``: `sun`'s inputs less the task, and its outputs."""
+def ensemble_config(name: str, whole_prompt: bool = False) -> str:
+    """`config.pbtxt` of the ensemble of task ``name``: `sun`'s inputs less the task, and its outputs. whole_prompt: see `TaskManifest`."""
     inputs = [name for name in INPUTS if name not in OWN]
     tensors = ",\n".join(f'  {{ name: "{i}", data_type: {INPUTS[i]}, dims: [-1], optional: true }}' for i in inputs)
     outputs = ",\n".join(f'  {{ name: "{o}", data_type: {kind}, dims: [-1] }}' for o, kind in OUTPUTS.items())
     steps = ",\n".join((
         _step("tokenize", {"text_input": "text_input", "messages": "messages"}, {"prompt_ids": "prompt_ids", "input_ids": "input_ids"}),
-        _step(f"prefill_{name}", {"input_ids": "input_ids"}, {"ticket": "ticket"}),
+        _step(f"prefill_{name}", {"input_ids": "prompt_ids" if whole_prompt else "input_ids"}, {"ticket": "ticket"}),
         _step("sun", {i: i for i in (*inputs, "ticket", "prompt_ids")}, {o: o for o in OUTPUTS}),
     ))
     return f"""\

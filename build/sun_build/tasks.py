@@ -83,7 +83,7 @@ def placed_task(repository: Path, base_dir: Path, name: str, weights: Path | Non
         (prefill / "1").mkdir(parents=True)
         (ensemble / "1").mkdir(parents=True)
         (prefill / "config.pbtxt").write_text(prefill_config(repository, name))
-        (ensemble / "config.pbtxt").write_text(ensemble_config(name))
+        (ensemble / "config.pbtxt").write_text(ensemble_config(name, manifest.whole_prompt))
         for file in task_files(source, kind):
             shutil.copyfile(file, prefill / "1" / file.name)
         write_manifest(prefill / "1", manifest)

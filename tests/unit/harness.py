@@ -109,6 +109,10 @@ class Gate:
             self._permits -= not self._free
         return self.inner.step(tokens, positions, slots)
 
+    def logits(self, hidden):
+        """See `Executor.logits`; it is let on always."""
+        return self.inner.logits(hidden)
+
     def wait_entered(self, count: int) -> None:
         """Wait until ``count`` steps have begun (the last of them may be held)."""
         with self._changed:
@@ -132,8 +136,8 @@ class Bench:
         self.scheduler = self.engine.scheduler
 
     def shipment(self, prompt: list[int]) -> list[bytes]:
-        """The KV of a prompt's x1..x(n-1)."""
-        return self.prefill.submit(prompt[:-1]).result(PATIENCE_S)
+        """What the task's prefill module makes of a prompt."""
+        return self.prefill.submit(self.prefill.task.prefilled(prompt)).result(PATIENCE_S)
 
     def admit(self, id: str, prompt: list[int], shipment: list[bytes] | None = None, router: str = "r", task: str = "plain",
               generated: list[int] = [], **params) -> Ack:

@@ -40,6 +40,15 @@ def test_float32_agrees_with_plain_torch(bases, kind):
     torch.testing.assert_close(decoded(bases(kind), "fp32"), decoded(bases(kind), "fp32", plain=True), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_logits_of_given_states_agree_with_plain_torch(bases, rows):
+    base, model = load_decode(bases("qwen3"))
+    torch.manual_seed(0)
+    hidden = 4 * torch.randn(rows, base.hidden)
+    got = CudaExecutor(of_model(model, "fp32", torch.float32, torch.device(DEVICE)), KVPool(base.geometry, 8, DEVICE, spare=1), 8).logits(hidden)
+    torch.testing.assert_close(got.cpu(), TorchExecutor(model, KVPool(base.geometry, 8)).logits(hidden), rtol=1e-4, atol=1e-4)
+
+
 def test_bf16_agrees_with_plain_torch_up_to_its_rounding(bases):
     got, expected = decoded(bases("llama3"), "bf16", torch.bfloat16), decoded(bases("llama3"), "fp32", plain=True)
     assert (got - expected).pow(2).mean().sqrt() < 0.03 * expected.std()

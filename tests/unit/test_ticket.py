@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sun.handoff.kv import DTYPES, kv_tensor, verified_kv
+from sun.handoff.kv import DTYPES, hidden_state, kv_tensor, verified_kv
 from sun.handoff.ticket import ITEMSIZE, MAX_TICKET_BYTES, TICKET_VERSION, Ticket, TicketError, check_fits, checksum, describe, parse
 from sun.model.manifest import BaseManifest, Geometry, Rope, TaskManifest
 from sun.text.prompt import PromptSettings
@@ -45,7 +45,8 @@ ropes = st.builds(Rope, texts, st.lists(st.floats(0, 1), max_size=4), st.floats(
 geometries = st.builds(Geometry, st.integers(), st.integers(), st.integers(), ropes)
 tickets = st.builds(
     Ticket, version=st.just(TICKET_VERSION), base_digest=texts, geometry=geometries, dtype=st.sampled_from(list(ITEMSIZE)), tokens=st.integers(0, 2**62),
-    task=texts, weights_digest=texts, checksum=texts, transport=texts, location=texts)
+    task=texts, weights_digest=texts, checksum=texts, transport=texts, location=texts,
+    hidden=st.integers(0, 2**62))
 
 
 @given(tickets)
@@ -79,7 +80,7 @@ def test_a_ticket_of_another_format_is_refused_naming_the_field(field, value):
         parse(json.dumps(as_dict() | {field: value}).encode())
 
 
-@pytest.mark.parametrize("field", [f for f in Ticket.__struct_fields__ if f not in ("location", "version")])
+@pytest.mark.parametrize("field", [f for f in Ticket.__struct_fields__ if f not in ("location", "hidden", "version")])
 def test_a_field_that_is_missing_or_of_the_wrong_type_is_named(field):
     whole = as_dict()
     for broken in ({k: v for k, v in whole.items() if k != field}, whole | {field: [True]}):
@@ -162,6 +163,26 @@ def test_a_ticket_as_it_was_before_there_was_a_second_format_is_still_read():
 def test_kv_of_another_format_than_the_ticket_names_is_refused(dtype):
     with pytest.raises(TicketError, match=r"^ticket\.tokens: "):
         verified_kv(changed(dtype=dtype), memoryview(KV))
+
+
+@given(st.sampled_from(list(ITEMSIZE)), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_a_whole_prompts_ticket_has_the_last_tokens_state_behind_the_kv(dtype, tokens, random):
+    size = GEOMETRY.kv_bytes(tokens, ITEMSIZE[dtype])
+    data = random.randbytes(size + 4 * BASE.hidden)
+    ticket = parse(msgspec.json.encode(describe(BASE, TASK, tokens, data, "inline", dtype=dtype, hidden=BASE.hidden)))
+    check_fits(ticket, BASE, "a", tokens)
+    assert verified_kv(ticket, memoryview(data)).contiguous().view(torch.uint8).numpy().tobytes() == data[:size]
+    assert hidden_state(ticket, memoryview(data)).view(torch.uint8).numpy().tobytes() == data[size:]
+    with pytest.raises(TicketError, match=r"^ticket\.checksum: "):
+        verified_kv(ticket, memoryview(data[:-1] + bytes([data[-1] ^ 1])))
+    with pytest.raises(TicketError, match=r"^ticket\.tokens: "):
+        check_fits(ticket, BASE, "a", tokens + 1)
+
+
+@pytest.mark.parametrize("hidden", [1, BASE.hidden - 1, BASE.hidden + 1, 2**62])
+def test_a_state_of_another_size_than_the_bases_is_refused(hidden):
+    with pytest.raises(TicketError, match=r"^ticket\.hidden: "):
+        check_fits(changed(hidden=hidden), BASE, "a", TOKENS)
 
 
 def test_the_kv_of_no_tokens_is_empty_and_verified():

@@ -84,7 +84,7 @@ def adapter(folder: Path, base_dir: Path, seed: int = 1, **settings) -> Path:
 
 
 def task(repository: Path, base_dir: Path, name: str, kind: str = "identity", weights: Path | None = None,
-         sampling: dict | None = None) -> Path:
+         sampling: dict | None = None, whole_prompt: bool = False) -> Path:
     """`prefill_<name>/1` of a model repository; the folder."""
     base, folder = BaseManifest.load(base_dir), repository / f"prefill_{name}" / "1"
     folder.mkdir(parents=True)
@@ -92,7 +92,7 @@ def task(repository: Path, base_dir: Path, name: str, kind: str = "identity", we
         shutil.copyfile(file, folder / file.name)
     write_manifest(folder, TaskManifest(
         name=name, weights=kind, weights_digest=task_digest(folder, kind), base_digest=base.digest, prompt=base.prompt,
-        sampling=sampling or {}))
+        sampling=sampling or {}, whole_prompt=whole_prompt))
     return folder
 
 
@@ -118,3 +118,18 @@ def reference(prefill, decode, prompt: list[int], count: int) -> list[int]:
         cache = out.past_key_values
         tokens.append(int(out.logits[0, -1].argmax()))
     return tokens[1:]
+
+
+@torch.no_grad()
+def reference_whole(prefill, decode, prompt: list[int], count: int) -> list[int]:
+    """The same where the prefill model runs xn, too: the decode model's norm and head choose the first token from its last state."""
+    states = []
+    hook = prefill.get_decoder().norm.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
+    cache = prefill(torch.tensor([prompt]), use_cache=True).past_key_values
+    hook.remove()
+    tokens = [int(decode.lm_head(decode.get_decoder().norm(states[0]))[0, -1].argmax())]
+    for _ in range(count - 1):
+        out = decode(torch.tensor([tokens[-1:]]), past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        tokens.append(int(out.logits[0, -1].argmax()))
+    return tokens

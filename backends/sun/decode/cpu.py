@@ -91,8 +91,8 @@ class CpuExecutor:
         each, eps = self._each(batch, together=len(np.unique(starts)) < batch), self.eps
         cos, sin = (part.squeeze(1).numpy() for part in self.rotary(torch.from_numpy(places)))
         x = self.embedding[torch.tensor(tokens)].numpy()
-        hidden, mixed, product, final = (inputs.take(batch) for inputs in (self._hidden, self._mixed, self._product, self._final))
-        y, y_scale, bias = np.empty((0, 0), np.float32), product[2], self._norm
+        hidden, mixed, product = (inputs.take(batch) for inputs in (self._hidden, self._mixed, self._product))
+        y, y_scale, bias = self._nothing(batch)
         for kv, (qkv, o, gate_up, down, norm_in, norm_mlp, q_norm, k_norm) in zip(self._kv, self._layers, strict=True):
             each(kernels.add_norm, x, y, y_scale, bias, norm_in, eps, qkv.form, *hidden[1:])
             y = qkv.packed(hidden[0]).numpy()
@@ -102,13 +102,29 @@ class CpuExecutor:
             y = gate_up.packed(hidden[0]).numpy()
             each(kernels.silu_product, y, hidden[2], gate_up.bias, down.divided, down.form, *product[1:])
             y, y_scale, bias = down.packed(product[0]).numpy(), product[2], down.bias
-        each(kernels.add_norm, x, y, y_scale, bias, self._norm, eps, self._head.form, *final[1:])
+        return self._logits(each, x, y, y_scale, bias)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `sun.decode.executor.Executor.logits`."""
+        # Copied, because the kernel writes to it.
+        return self._logits(self._each(len(hidden), together=False), hidden.clone().numpy(), *self._nothing(len(hidden)))
+
+    def _logits(self, each: Callable[..., None], x: np.ndarray, y: np.ndarray, y_scale: np.ndarray, bias: np.ndarray) -> Tensor:
+        """Norm and head on x plus what the last layer adds to it."""
+        batch = len(x)
+        final = self._final.take(batch)
+        each(kernels.add_norm, x, y, y_scale, bias, self._norm, self.eps, self._head.form, *final[1:])
         logits = self._head.packed(final[0])
         if self._head.form == kernels.PLAIN:
             return logits
         out = torch.empty(batch, self.vocab)
         each(kernels.logits, logits.numpy(), final[2], self._head.bias, out.numpy())
         return out
+
+    def _nothing(self, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is added to a batch's states before the first layer: y, y_scale and bias of `sun.decode.kernels.add_norm`."""
+        return np.empty((0, 0), np.float32), self._product.take(batch)[2], self._norm
 
     def _each(self, batch: int, together: bool) -> Callable[..., None]:
         """Runs a kernel over the batch's rows, by all threads; by this one alone if the rows need each other (``together``)."""

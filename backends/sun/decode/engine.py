@@ -20,7 +20,7 @@ from sun.decode.params import SamplingParams
 from sun.decode.sampling import Choice, draw, logprobs, penalise
 from sun.decode.scheduler import Scheduler
 from sun.decode.sequence import Sequence
-from sun.handoff.kv import verified_kv
+from sun.handoff.kv import hidden_state, verified_kv
 from sun.handoff.ticket import TicketError, check_fits, parse
 from sun.handoff.transport import Transport
 from sun.messages import Ack, Admit, Load, Stats, StepEvents, StepRecord, TokenEvent
@@ -185,6 +185,8 @@ class DecodeEngine:
         try:
             with self.pool.beside(), self.transports[ticket.transport].pull(ticket, sequence.shipment) as buffer:
                 self.pool.fill(sequence.slot, verified_kv(ticket, buffer))
+                if ticket.hidden and not sequence.generated:
+                    sequence.hidden = hidden_state(ticket, buffer).to("cpu", copy=True)
         except Exception as error:  # this sequence fails; the worker goes on
             gpu.end_if_lost("the decode worker", self.pool.data.device, error)
             return f"{type(error).__name__}: {error}"
@@ -224,9 +226,10 @@ class DecodeEngine:
 
     def _run_step(self, batch: list[Sequence]) -> None:
         started = time.perf_counter()
+        fresh, others = [s for s in batch if s.hidden is not None], [s for s in batch if s.hidden is None]
+        batch = fresh + others
         try:
-            logits = self.executor.step([s.last for s in batch], [s.position for s in batch], [s.slot for s in batch])
-            choices = self._pick(logits, batch)
+            choices = self._next(fresh, others)
         except Exception as error:  # these sequences fail; the worker goes on
             gpu.end_if_lost("the decode worker", self.pool.data.device, error)
             with self._changed:
@@ -242,6 +245,15 @@ class DecodeEngine:
             self._report(batch, choices)
         self._stepped(record)
 
+    def _next(self, fresh: list[Sequence], others: list[Sequence]) -> list[Choice]:
+        """The next token of each: from what the prefill module has made of xn, or from a step."""
+        choices = []
+        if fresh:
+            choices += self._pick(self.executor.logits(torch.stack([s.hidden for s in fresh])), fresh)
+        if others:
+            choices += self._pick(self.executor.step([s.last for s in others], [s.position for s in others], [s.slot for s in others]), others)
+        return choices
+
     def _report(self, batch: list[Sequence], choices: list[Choice]) -> None:
         events: dict[str, list[TokenEvent]] = defaultdict(list)
         ended = []
@@ -249,6 +261,7 @@ class DecodeEngine:
             if sequence.aborted:
                 continue
             sequence.generated.append(choice.token)
+            sequence.hidden = None
             finish = sequence.finish_reason()
             events[sequence.admit.router].append(TokenEvent(
                 id=sequence.admit.id, token=choice.token, logprob=choice.logprob, top=choice.top, finish=finish))

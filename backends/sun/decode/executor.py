@@ -25,6 +25,9 @@ class Executor(Protocol):
         in the order of its positions.
         """
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [batch, vocab] float32, on the executor's device, of states after the last layer ``hidden`` [batch, hidden] (float32, on the CPU)."""
+
 
 class TorchExecutor:
     """Plain torch in float32 on the CPU: weights memory-mapped and shared with every process on the host.
@@ -56,4 +59,9 @@ class TorchExecutor:
             return torch.cat(rows).flatten(1)
 
         hidden = self.model.hidden(torch.tensor(tokens), torch.tensor(positions), attend)
+        return self.model.logits(hidden)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Executor.logits`."""
         return self.model.logits(hidden)

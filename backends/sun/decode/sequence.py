@@ -17,6 +17,7 @@ class Sequence:
     """A request's decoding state: the next token to run is ``last``, at ``position``; ``slot`` holds K and V before it.
 
     replayed: of the tokens that another worker has sampled, how many have their predecessor's K and V in the slot.
+    hidden: xn's state after the last layer (float32 [hidden], on the CPU), where the prefill module has run xn, until the first token is chosen from it.
     """
 
     admit: Admit
@@ -24,12 +25,14 @@ class Sequence:
     shipment: list[bytes]
     stop_ids: frozenset[int]
     generated: list[int] = field(init=False)
-    replayed: int = 0
+    replayed: int = field(init=False)
+    hidden: Tensor | None = None
     slot: Slot | None = None
     aborted: bool = False
 
     def __post_init__(self) -> None:
         self.generated = list(self.admit.generated)
+        self.replayed = 1 if self.ticket.hidden else 0
 
     @property
     def need(self) -> int:
@@ -43,7 +46,7 @@ class Sequence:
 
     @property
     def last(self) -> int:
-        """The token to run next: xn, then what was sampled."""
+        """The token to run next: xn, unless `hidden` is there, then what was sampled."""
         return self.generated[-1] if self.generated else self.admit.prompt[-1]
 
     @property

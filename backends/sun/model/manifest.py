@@ -74,6 +74,7 @@ class TaskManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weights_digest: "sha256:..." of the weights file; "identity" for the identity task.
     sampling: this task's defaults, overridden key by key by a request's.
     metric: what the task is scored by, and scores measured so far.
+    whole_prompt: its prefill module runs xn, too, and the decode module chooses the first token from what that makes of it. It has to be trained so.
     """
 
     name: str
@@ -83,11 +84,16 @@ class TaskManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     prompt: PromptSettings
     sampling: dict[str, float | int | bool] = {}
     metric: dict[str, str | float | int] = {}
+    whole_prompt: bool = False
 
     @classmethod
     def load(cls, task_dir: str | Path) -> TaskManifest:
         """Read ``task.json`` of a task's version directory."""
         return msgspec.json.decode((Path(task_dir) / TASK_FILE).read_bytes(), type=cls)
+
+    def prefilled(self, prompt: list[int]) -> list[int]:
+        """Those of a prompt's tokens x1..xn that its prefill module runs."""
+        return prompt if self.whole_prompt else prompt[:-1]
 
     def run_as(self, scheme: str) -> TaskManifest:
         """The manifest as the prefill module's tickets carry it if it runs in ``scheme``, one of `PREFILL_SCHEMES` or `GPU_PREFILL_SCHEMES`.

@@ -10,8 +10,8 @@ from concurrent.futures import Future
 import torch
 
 from sun import gpu
-from sun.handoff.kv import NAMES, kv_tensor
-from sun.handoff.ticket import describe
+from sun.handoff.kv import NAMES, behind, kv_tensor
+from sun.handoff.ticket import ITEMSIZE, describe
 from sun.handoff.transport import NO_ROOM, Transport
 from sun.model.llama import Llama
 from sun.model.manifest import TaskManifest
@@ -27,7 +27,8 @@ class PrefillEngine:
 
     model: its linear layers are packed in place if its scheme is a low-bit one. task: as tickets are to carry it.
     token_budget: most tokens in one pass; longer prompts are processed in chunks of it. prefix_tokens: see `PrefixCache`.
-    executor: what runs a pass in place of torch. One that does not continue gets whole prompts, and the cache stays empty.
+    executor: what runs a pass in place of torch. One that does not continue gets whole prompts, and the cache stays empty. Raises ValueError for a task
+    whose prefill module runs all of a prompt, if the executor does not give what comes of it.
     """
 
     def __init__(self, model: Llama | DeviceModule, task: TaskManifest, transport: Transport, token_budget: int = 512, threads: int | None = None,
@@ -37,6 +38,9 @@ class PrefillEngine:
 
             pack_linears(model, alone=threads == 1)
         self.executor = executor or TorchExecutor(model)
+        if task.whole_prompt and not self.executor.states:
+            raise ValueError(f"executor: gives K and V alone; task {task.name!r} needs the last token's state as well (whole_prompt), for which take torch on the CPU")
+        self.hidden = model.base.hidden if task.whole_prompt else 0
         self.cache = PrefixCache(prefix_tokens if self.executor.continues else 0)
         self._plan = plan if self.executor.continues else plan_whole
         self.model, self.task, self.transport = model, task, transport
@@ -51,16 +55,18 @@ class PrefillEngine:
         self._thread.start()
 
     def submit(self, ids: list[int]) -> Future[list[bytes]]:
-        """Queue token ids x1..x(n-1) (none is legal: n = 1); the future gives the shipment.
+        """Queue token ids x1..x(n-1) (none is legal: n = 1), or x1..xn for a task with `whole_prompt`; the future gives the shipment.
 
         Raises ValueError naming the limit for ids outside the vocabulary or a prompt past the context, or past what the executor runs.
         """
         base = self.model.base
-        most = min(base.max_context - 2, self.executor.max_tokens or base.max_context)
+        most = min(base.max_context - (1 if self.hidden else 2), self.executor.max_tokens or base.max_context)
         if len(ids) > most:
             raise ValueError(f"input_ids: {len(ids)} tokens, the limit is {most}")
+        if self.hidden and not ids:
+            raise ValueError("input_ids: no tokens; this task's prefill module runs all of a prompt, at least one token")
         base.check_ids("input_ids", ids)
-        job = Job(torch.tensor(ids, dtype=torch.int64), Future())
+        job = Job(torch.tensor(ids, dtype=torch.int64), Future(), whole=bool(self.hidden))
         with self._wake:
             if self._closed:
                 raise RuntimeError("the prefill engine is shutting down")
@@ -120,7 +126,8 @@ class PrefillEngine:
     def _match(self, job: Job) -> None:
         """Leave out what the cache has of a new prompt."""
         if job.prefix is None:
-            job.prefix = self.cache.match(job.ids.tolist())
+            ids = job.ids.tolist()
+            job.prefix = self.cache.match(ids[:-1] if job.whole else ids)  # the state of the last token is no part of it
             job.done = BLOCK * len(job.prefix)
 
     def _reserve(self, job: Job) -> bool:
@@ -128,7 +135,7 @@ class PrefillEngine:
         if job.publication is None:
             geometry, dtype, device = self.model.geometry, self.executor.dtype, self.executor.device
             try:
-                job.publication = self.transport.reserve(geometry.kv_bytes(len(job.ids), dtype.itemsize))
+                job.publication = self.transport.reserve(geometry.kv_bytes(len(job.ids), dtype.itemsize) + ITEMSIZE["float32"] * self.hidden)
                 job.place = kv_tensor(job.publication.buffer, (geometry.layers, 2, geometry.kv_heads, len(job.ids), geometry.head_dim), dtype)
                 job.kv = job.place if job.place.device == device else torch.empty_like(job.place, device=device)
                 if job.prefix:
@@ -150,8 +157,10 @@ class PrefillEngine:
         try:
             if place is not kv:
                 place.copy_(kv)
+            if job.whole:
+                behind(job.publication.buffer, place.nbytes).copy_(job.hidden)
             shipment = job.publication.ship(lambda kv, transport, location: describe(
-                self.model.base, self.task, len(job.ids), kv, transport, location, NAMES[self.executor.dtype]))
+                self.model.base, self.task, len(job.ids), kv, transport, location, NAMES[self.executor.dtype], self.hidden))
         except Exception as error:
             return self._drop(job, error)
         self._leave(job)

@@ -18,16 +18,17 @@ class Executor(Protocol):
 
     continues: whether it can go on behind K and V that are there. If not, it gets whole prompts only: long ones are not cut into
     chunks, and no beginnings are kept. max_tokens: the longest prompt that it runs; 0 is as long as the base's context.
-    device, dtype: of the ``kv`` that it writes to.
+    states: whether it gives the state of a whole prompt's last token, too. device, dtype: of the ``kv`` that it writes to.
     """
 
     continues: bool
     max_tokens: int
+    states: bool
     device: torch.device
     dtype: torch.dtype
 
     def run(self, chunks: list[Chunk]) -> None:
-        """Write K and V of each chunk's tokens, of which there is at least one, to their place in its job's ``kv``."""
+        """Write K and V of each chunk's tokens, of which there is at least one, to their place in its job's ``kv``; of a chunk that `ends`, set ``hidden``."""
 
 
 class TorchExecutor:
@@ -41,6 +42,7 @@ class TorchExecutor:
 
     def __init__(self, model: Llama | DeviceModule):
         self.model, self.device, self.dtype = model, model.device, model.dtype
+        self.states = isinstance(model, Llama)
         # Of the kernels that take a mask there, or float32, none takes query heads that share a K and V head.
         self.widens = model.device.type == "cuda"
 
@@ -71,7 +73,11 @@ class TorchExecutor:
             return torch.cat(rows)
 
         masks = [self._mask(c, self.device) for c in chunks]
-        self.model.fill(ids, positions, attend, keep)
+        if not any(chunk.ends for chunk in chunks):
+            return self.model.fill(ids, positions, attend, keep)
+        for chunk, x in zip(chunks, self.model.hidden(ids, positions, attend).split(sizes), strict=True):
+            if chunk.ends:
+                chunk.job.hidden = x[-1].clone()
 
     @staticmethod
     def _mask(chunk: Chunk, device: torch.device) -> Tensor | None:

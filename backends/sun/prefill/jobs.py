@@ -19,6 +19,7 @@ class Job:
     """One prompt on its way: ``done`` of its ``ids`` have their K and V in ``kv``, or the first of them in ``prefix`` until there is one.
 
     place: ``kv`` as it lies where it is published from; ``kv`` itself if the executor can write there.
+    whole: these are all of the prompt's tokens, x1..xn, and ``hidden`` [hidden] (float32) becomes the last one's state after the last layer.
     """
 
     ids: Tensor
@@ -28,6 +29,8 @@ class Job:
     publication: Publication | None = None
     kv: Tensor = field(default_factory=lambda: torch.empty(0))
     place: Tensor = field(default_factory=lambda: torch.empty(0))
+    whole: bool = False
+    hidden: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def left(self) -> int:
@@ -51,6 +54,11 @@ class Chunk:
     def until(self) -> int:
         """Where it ends in the prompt."""
         return self.job.done + self.size
+
+    @property
+    def ends(self) -> bool:
+        """Whether the state of its last token is wanted."""
+        return self.job.whole and self.until == len(self.job.ids)
 
 
 def plan(jobs: deque[Job], budget: int) -> list[Chunk]:

@@ -47,7 +47,7 @@ class OnnxExecutor:
     no adapter is merged into them, they are used from there, shared with all processes that do; otherwise they are this process's own.
     """
 
-    continues = False
+    continues = states = False
     max_tokens = 0
     device, dtype = torch.device("cpu"), torch.float32
 

@@ -34,7 +34,7 @@ class PaddedExecutor:
     folder: of the exported model, for its `export.json`, whose limits hold. Raises ValueError if it is not one of the task's weights, or not in ``format``.
     """
 
-    continues = False
+    continues = states = False
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, compute: Compute, folder: str | Path, base: BaseManifest, task: TaskManifest, format: str | None = None):

@@ -225,7 +225,7 @@ class Router:
         handover, task = active.request.handover, self.tasks.get(active.admit.task)
         if handover is None:
             try:
-                active.shipment = self.fleet.prefill(task.name, active.admit.prompt[:-1])
+                active.shipment = self.fleet.prefill(task.name, task.prefilled(active.admit.prompt))
             except Gone as error:
                 return self._postpone(active, error)
             self.admission.back(task.name)

@@ -55,6 +55,13 @@ class CudaExecutor:
             graph.replay()
             return logits[:batch]
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `sun.decode.executor.Executor.logits`."""
+        rows = torch.zeros(triton.next_power_of_2(len(hidden)), hidden.shape[1])
+        rows[: len(hidden)] = hidden
+        with self._here(), torch.inference_mode():
+            return self._logits(rows.to(self.decoder.device), None, None)[: len(hidden)]
+
     def _here(self):
         """The device as this thread's current one: Triton launches there."""
         return torch.cuda.device(self.decoder.device) if self.decoder.device.type == "cuda" else nullcontext()
@@ -66,7 +73,9 @@ class CudaExecutor:
             for size in [1 << i for i in range(self.most.bit_length())]:
                 given = torch.zeros(3, size, dtype=torch.int64, device=self.decoder.device)
                 given[2] = self.pool.budget
-                self._forward(given)  # compiles what is new, which a capture must not
+                # Compiles what is new, which a capture must not, and a request should not wait for.
+                self._forward(given)
+                self.logits(torch.zeros(size, self.decoder.hidden))
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
@@ -77,7 +86,7 @@ class CudaExecutor:
     def _forward(self, rows: Tensor) -> Tensor:
         """Logits [size, vocab] float32 of rows [3, size]: tokens, positions, starts."""
         tokens, positions, starts = rows
-        decoder, batch = self.decoder, rows.shape[1]
+        decoder = self.decoder
         cos, sin = (part.squeeze(1) for part in decoder.rotary(positions))
         x = decoder.embedding[tokens].float()
         parts, last = None, None
@@ -87,8 +96,12 @@ class CudaExecutor:
             mixed = self.attention(q, kv, starts, positions, layer.o.format.columns, layer.o.format.takes)
             h = self._add_norm(x, layer.o.format(mixed), layer.o, layer.norm_mlp, layer.gate_up)
             parts, last = layer.down.format(self._product(layer.gate_up.format(h), layer.gate_up, layer.down)), layer.down
+        return self._logits(x, parts, last)
+
+    def _logits(self, x: Tensor, parts: Tensor | None, last: Group | None) -> Tensor:
+        decoder = self.decoder
         logits = decoder.head.format(self._add_norm(x, parts, last, decoder.norm, decoder.head))
-        return logits.view(batch, -1).float() if len(logits) == 1 else logits.sum(0)
+        return logits.view(len(x), -1).float() if len(logits) == 1 else logits.sum(0)
 
     def _add_norm(self, x: Tensor, parts: Tensor | None, group: Group | None, weight: Tensor, to: Group) -> Tensor:
         batch, width = x.shape
