@@ -13,9 +13,10 @@ def ensemble_config(name: str, whole_prompt: bool = False) -> str:
     inputs = [name for name in INPUTS if name not in OWN]
     tensors = ",\n".join(f'  {{ name: "{i}", data_type: {INPUTS[i]}, dims: [-1], optional: true }}' for i in inputs)
     outputs = ",\n".join(f'  {{ name: "{o}", data_type: {kind}, dims: [-1] }}' for o, kind in OUTPUTS.items())
+    prefilled = "prompt_ids" if whole_prompt else "input_ids"  # no other: Triton refuses an ensemble with a tensor that no step takes
     steps = ",\n".join((
-        _step("tokenize", {"text_input": "text_input", "messages": "messages"}, {"prompt_ids": "prompt_ids", "input_ids": "input_ids"}),
-        _step(f"prefill_{name}", {"input_ids": "prompt_ids" if whole_prompt else "input_ids"}, {"ticket": "ticket"}),
+        _step("tokenize", {"text_input": "text_input", "messages": "messages"}, {o: o for o in dict.fromkeys(("prompt_ids", prefilled))}),
+        _step(f"prefill_{name}", {"input_ids": prefilled}, {"ticket": "ticket"}),
         _step("sun", {i: i for i in (*inputs, "ticket", "prompt_ids")}, {o: o for o in OUTPUTS}),
     ))
     return f"""\

@@ -38,11 +38,11 @@ def weights_kind(weights: Path | None) -> str:
 
 
 def new_manifest(base: BaseManifest, folder: Path, kind: str, name: str, sampling: dict | None = None,
-                 metric: dict | None = None) -> TaskManifest:
+                 metric: dict | None = None, whole_prompt: bool = False) -> TaskManifest:
     """The manifest of a task whose weights in ``folder`` are taken to belong to ``base``."""
     return TaskManifest(
         name=name, weights=kind, weights_digest=task_digest(folder, kind), base_digest=base.digest, prompt=base.prompt,
-        sampling=sampling or {}, metric=metric or {})
+        sampling=sampling or {}, metric=metric or {}, whole_prompt=whole_prompt)
 
 
 def manifest_of(base: BaseManifest, folder: Path, kind: str, name: str) -> TaskManifest:
@@ -52,9 +52,10 @@ def manifest_of(base: BaseManifest, folder: Path, kind: str, name: str) -> TaskM
     return new_manifest(base, folder, kind, name)
 
 
-def describe_weights(base_dir: Path, folder: Path, name: str, sampling: dict | None = None, metric: dict | None = None) -> TaskManifest:
+def describe_weights(base_dir: Path, folder: Path, name: str, sampling: dict | None = None, metric: dict | None = None,
+                     whole_prompt: bool = False) -> TaskManifest:
     """Write the `task.json` of tuned weights beside them, so that they say which base and prompt they were made for."""
-    manifest = new_manifest(BaseManifest.load(base_dir), folder, weights_kind(folder), name, sampling, metric)
+    manifest = new_manifest(BaseManifest.load(base_dir), folder, weights_kind(folder), name, sampling, metric, whole_prompt)
     write_manifest(folder, manifest)
     return manifest
 

@@ -20,6 +20,8 @@ def tune(
     base: Annotated[Path | None, typer.Option(help="The base model's folder. Default: the root's build/base.", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="sun: the prefill module, through the frozen decode module. full: one ordinary model, the baseline.")] = "sun",
     adapter: Annotated[str, typer.Option(help="lora, or none for all weights.")] = "lora",
+    whole_prompt: Annotated[bool, typer.Option(
+        "--whole-prompt", help="The prefill module runs the prompt's last token, too, and the first token is chosen from what it makes of it.")] = False,
     start: Annotated[Path | None, typer.Option(
         help="Begin with these weights (an earlier run's adapter or checkpoint) in place of the base's.", show_default=False)] = None,
     decode: Annotated[str, typer.Option(help="The frozen decode module as it will serve: fp32, bf16, int8, int4, nf4, bnb-int8 or bnb-nf4.")] = "fp32",
@@ -84,7 +86,7 @@ def tune(
         rank = rank or (size[0] if size else RANK)
         alpha = size[1] if size and size[0] == rank else 2 * rank
         settings = TuneSettings(
-            method=method, adapter=adapter, decode=decode, steps=steps or 300, batch=batch, accumulate=accumulate, rank=rank, alpha=alpha,
+            method=method, whole_prompt=whole_prompt, adapter=adapter, decode=decode, steps=steps or 300, batch=batch, accumulate=accumulate, rank=rank, alpha=alpha,
             dropout=dropout, export_rank=export_rank, lr=lr, kv_lr=kv_lr,
             schedule=schedule, warmup=warmup, max_tokens=max_tokens, eval_every=eval_every, patience=patience, save_every=save_every,
             distill=distill or (0.5 if teacher else 0.0), checkpointing=checkpointing, precision=precision or fast_precision(), seed=seed)

@@ -111,7 +111,8 @@ class Tuning:
 
             result = tune(self.base_dir, rows, held_out, self.out, self.settings, self.teacher, self.start, resume, overwrite, tensorboard, report)
         if result is not None and is_main():
-            describe_weights(self.base_dir, self.out, self.task, {"temperature": 0}, {"name": self.metric} if self.metric else {})
+            describe_weights(self.base_dir, self.out, self.task, {"temperature": 0}, {"name": self.metric} if self.metric else {},
+                             self.settings.whole_prompt)
             self._write_card(result)
         return result
 
@@ -120,7 +121,7 @@ class Tuning:
         settings = self.settings
         kind = "full" if settings.method == "full" else {"lora": "adapter", "none": "prefill"}[settings.adapter]
         said = {**result, "steps": f"{result['steps']} of {settings.steps}"} if result["steps"] < settings.steps else result
-        names = ["method", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "precision", "seed"]
+        names = ["method", "whole_prompt", "adapter", "decode", "steps", "batch", "accumulate", "lr", "schedule", "warmup", "clip", "max_tokens", "distill", "precision", "seed"]
         names += ["rank", "alpha", "dropout", "export_rank"] if settings.adapter == "lora" else []
         values = {"task": self.task, "what": WHAT[kind].format(task=self.task), "source": self.base.source, "digest": self.base.digest, "data": Path(self.data).name, **result}
         started = [] if self.start is None else [f"start {self.start.resolve().name}"]

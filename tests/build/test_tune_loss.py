@@ -21,6 +21,7 @@ from tests.unit import tiny
 MIXED = [Example([5, 9, 7, 30, 2], [11, 12, 257]), Example([8], [40, 257]), Example([3, 4, 5, 6, 7, 8, 9, 10], [1, 2, 3, 4, 257])]
 SHARED = [Example([5, 9, 7, 30, 2], [11, 12, 257]), Example([5, 9, 7, 31], [40, 257]), Example([5, 9, 7], [1, 257])]
 TWINS = [Example([5, 9, 7], [11, 257]), Example([5, 9, 7], [12, 13, 257])]
+whole_prompt = pytest.mark.parametrize("whole_prompt", [False, True], ids=["", "whole prompts"])
 ids = st.integers(0, 255)
 batches = st.lists(st.builds(Example, st.lists(ids, min_size=1, max_size=9), st.lists(ids, min_size=1, max_size=6)), min_size=1, max_size=5)
 
@@ -40,18 +41,20 @@ def ordinary(model, batch: list[Example]) -> float:
     return sum(losses) / len(losses)
 
 
+@whole_prompt
 @pytest.mark.parametrize("batch", [MIXED, SHARED, TWINS], ids=["mixed", "a common beginning", "equal prompts"])
-def test_with_equal_modules_the_loss_is_the_base_models_own_on_the_same_tokens(base_dir, batch):
+def test_with_equal_modules_the_loss_is_the_base_models_own_on_the_same_tokens(base_dir, batch, whole_prompt):
     base = tiny.load(base_dir)
-    assert handoff_loss(base, tiny.load(base_dir), collate(batch)).item() == pytest.approx(ordinary(base, batch), abs=1e-5)
+    assert handoff_loss(base, tiny.load(base_dir), collate(batch, whole_prompt)).item() == pytest.approx(ordinary(base, batch), abs=1e-5)
 
 
+@whole_prompt
 @given(batch=batches, beginning=st.lists(ids, max_size=5))
-def test_so_it_is_for_any_batch(base_dir, batch, beginning):
+def test_so_it_is_for_any_batch(base_dir, whole_prompt, batch, beginning):
     batch = [Example(beginning + e.prompt, e.response) for e in batch]
     model = cached(base_dir)
     with torch.no_grad():
-        assert handoff_loss(model, model, collate(batch)).item() == pytest.approx(ordinary(model, batch), abs=2e-5)
+        assert handoff_loss(model, model, collate(batch, whole_prompt)).item() == pytest.approx(ordinary(model, batch), abs=2e-5)
 
 
 MODELS: dict = {}
@@ -63,18 +66,22 @@ def cached(base_dir):
 
 
 def test_a_fresh_run_begins_at_the_base_models_loss(base_dir):
-    for settings in (TuneSettings(), TuneSettings(adapter="none"), TuneSettings(method="full"), TuneSettings(method="full", adapter="none")):
-        loss = TwoModules.load(base_dir, settings)(**collate(MIXED))["loss"]
+    whole = [TuneSettings(whole_prompt=True), TuneSettings(whole_prompt=True, adapter="none")]
+    for settings in (TuneSettings(), TuneSettings(adapter="none"), TuneSettings(method="full"), TuneSettings(method="full", adapter="none"), *whole):
+        loss = TwoModules.load(base_dir, settings)(**collate(MIXED, settings.whole_prompt))["loss"]
         assert loss.item() == pytest.approx(ordinary(tiny.load(base_dir), MIXED), abs=1e-5)
 
 
+@whole_prompt
 @pytest.mark.parametrize("adapter", ["lora", "none"])
-def test_gradients_reach_the_prefill_module_alone(base_dir, adapter):
-    model = TwoModules.load(base_dir, TuneSettings(adapter=adapter))
-    model(**collate(MIXED))["loss"].backward()
+def test_gradients_reach_the_prefill_module_alone(base_dir, adapter, whole_prompt):
+    model = TwoModules.load(base_dir, TuneSettings(adapter=adapter, whole_prompt=whole_prompt))
+    model(**collate(MIXED, whole_prompt))["loss"].backward()
     assert all(p.grad is None for p in model.decode.parameters())
-    learning = [p for p in model.prefill.parameters() if p.requires_grad]
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in learning)
+    learning = {name for name, p in model.learnt().items() if p.grad is not None and p.grad.abs().max() > 0}
+    assert learning
+    assert any("layers.1.mlp" in name for name in learning) == whole_prompt, "K and V do not depend on the last layer's"
+    assert model.prefill.get_decoder().norm.weight.grad is None, "the decode module's norm is in its place"
 
 
 @pytest.mark.parametrize("settings", [{}, {"adapter": "none"}, {"decode": "int4"}, {"checkpointing": True}], ids=str)
@@ -107,12 +114,13 @@ def test_an_adapter_is_tuned_over_one_copy_of_the_base(base_dir):
     assert size(model) == size(tiny.load(base_dir)) + sum(4 * p.numel() for p in model.learnt().values())
 
 
+@whole_prompt
 @pytest.mark.parametrize("batch", [MIXED, SHARED], ids=["mixed", "a common beginning"])
-def test_gradients_are_the_finite_differences(base_dir, batch):
+def test_gradients_are_the_finite_differences(base_dir, batch, whole_prompt):
     torch.manual_seed(0)
     decode = tiny.load(base_dir).requires_grad_(False).double()
     prefill = get_peft_model(tiny.load(base_dir), LoraConfig(r=2, target_modules=["k_proj", "v_proj"], init_lora_weights=False)).double()
-    laid = collate(batch)
+    laid = collate(batch, whole_prompt)
     handoff_loss(prefill, decode, laid).backward()
     weight = next(p for name, p in prefill.named_parameters() if "layers.0" in name and "v_proj.lora_B" in name)
     step = 1e-3

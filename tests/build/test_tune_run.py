@@ -322,6 +322,7 @@ def test_ctrl_c_saves_the_step_and_resume_ends_the_run(root, base_dir, data, tmp
 @pytest.mark.parametrize(("values", "words"), [
     ({"method": "half"}, "method: got 'half'"), ({"adapter": "ia3"}, "adapter"), ({"decode": "int3"}, "decode scheme"), ({"schedule": "sine"}, "schedule"),
     ({"steps": 0}, "steps: got 0"), ({"distill": 2}, "distill"), ({"warmup": 1}, "warmup"), ({"dropout": 1}, "dropout: got 1"), ({"dropout": 0.1, "adapter": "none"}, "for adapter lora"), ({"method": "full", "decode": "int4"}, "with method full"),
+    ({"method": "full", "whole_prompt": True}, "whole_prompt: is for method sun"),
     ({"lr": float("nan")}, "lr: got nan"), ({"lr": float("inf")}, "lr: got inf"), ({"lr": -1.0}, "lr: got -1.0"), ({"export_rank": 1, "adapter": "none"}, "export_rank: is for an adapter"),
 ])
 def test_bad_settings_are_refused_by_name(values, words):

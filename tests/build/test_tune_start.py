@@ -50,6 +50,24 @@ def test_a_decode_module_that_is_not_the_base_as_it_is_stays_so(base_dir, rows, 
     assert naive > 2 * loss_of(*[tiny.load(tmp_path / "made")] * 2, rows)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "none"])
+def test_a_run_of_whole_prompts_goes_on_with_its_own_weights(base_dir, rows, tmp_path, adapter):
+    settings = {"adapter": adapter, "whole_prompt": True, **({"lr": 0.005} if adapter == "none" else {})}
+    made, again = tmp_path / "made", tmp_path / "again"
+    tune(base_dir, rows, [], made, changed(**settings, steps=30, batch=4))
+    tune(base_dir, rows, [], again, changed(**settings | STILL), start=made)
+    prefill = tiny.with_adapter(base_dir, made) if adapter == "lora" else tiny.load(made)
+    loss = TwoModules(prefill, frozen(base_dir, "fp32")).eval()(**collate(rows, whole_prompt=True))["loss"].item()
+    assert losses(again) == [pytest.approx(loss, rel=1e-3)] and loss < 0.5 * losses(made)[0]
+
+
+def test_an_ordinary_fine_tunes_own_norm_is_not_what_whole_prompts_start_with(base_dir, rows, tmp_path):
+    tune(base_dir, rows, [], tmp_path / "made", changed(**ORDINARY, steps=30, batch=4))
+    tune(base_dir, rows, [], tmp_path / "again", changed(adapter="none", whole_prompt=True, **STILL), start=tmp_path / "made")
+    norm = {folder: load_file(folder / "model.safetensors")["model.norm.weight"] for folder in (tmp_path / "made", tmp_path / "again", base_dir)}
+    assert torch.equal(norm[tmp_path / "again"], norm[base_dir]) and not torch.equal(norm[tmp_path / "made"], norm[base_dir])
+
+
 def test_a_start_that_does_not_fit_is_refused_before_a_step(base_dir, rows, tmp_path):
     adapter, whole, out = tmp_path / "adapter", tmp_path / "whole", tmp_path / "out"
     tune(base_dir, rows, [], adapter, SMALL)
@@ -64,6 +82,8 @@ def test_a_start_that_does_not_fit_is_refused_before_a_step(base_dir, rows, tmp_
         tune(base_dir, rows, [], adapter, SMALL, start=adapter, overwrite=True)
     build_base(str(tiny.checkpoint(tmp_path / "source", seed=5)), tmp_path / "base", PromptSettings())
     describe_weights(base_dir, adapter, "mine")
+    with pytest.raises(ValueError, match="whole_prompt: got True, and the adapter in .* was trained the other way"):
+        tune(base_dir, rows, [], out, changed(whole_prompt=True), start=adapter)
     with pytest.raises(ValueError, match="base_digest: start was made for base"):
         tune(tmp_path / "base", rows, [], out, SMALL, start=adapter)
     assert not out.exists()

@@ -52,8 +52,10 @@ class PrefillModule(nn.Module):
 
     @classmethod
     def load(cls, base_dir: str | Path, task_dir: str | Path, dtype: str = "fp32", merged: bool = True) -> tuple[TaskManifest, PrefillModule]:
-        """A task's module from its folder. Raises ValueError as `load_prefill` does."""
+        """A task's module from its folder. Raises ValueError as `load_prefill` does, and for a task of whole prompts."""
         task, checked = load_prefill(base_dir, task_dir)
+        if task.whole_prompt:
+            raise ValueError(f"task {task.name!r}: its prefill module runs whole prompts (whole_prompt), and an exported one gives K and V alone; executor torch serves it")
         tensors = map_checkpoint(checkpoint_of(base_dir, task_dir, task))
         tensors.pop("lm_head.weight", None)  # prefill computes no logits
         lora = load_lora(task_dir) if task.weights == "lora" else {}

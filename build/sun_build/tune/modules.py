@@ -24,9 +24,9 @@ from sun_build.tune.settings import TuneSettings
 from sun_build.tune.start import with_start
 
 
-def target_modules(layers: int, method: str) -> str:
-    """Regex of the linear layers to adapt: all, but for SUN only those that reach the handed-over KV (in the last layer K and V)."""
-    if method == "full":
+def target_modules(layers: int, everything: bool) -> str:
+    """Regex of the linear layers to adapt: ``everything``, or those that reach the handed-over KV alone (in the last layer K and V)."""
+    if everything:
         return r".*layers\.\d+\..*_proj"
     return rf".*layers\.(?!{layers - 1}\.)\d+\..*_proj|.*layers\.{layers - 1}\.self_attn\.[kv]_proj"
 
@@ -62,7 +62,11 @@ class TwoModules(nn.Module):
         elif settings.adapter == "lora":
             prefill = get_peft_model(prefill, LoraConfig(
                 r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, task_type="CAUSAL_LM",
-                target_modules=target_modules(prefill.config.num_hidden_layers, settings.method)))
+                target_modules=target_modules(prefill.config.num_hidden_layers, settings.method == "full" or settings.whole_prompt)))
+        if settings.whole_prompt:
+            # What is handed over is before it, and the decode module's is put on that.
+            norm = prefill.get_decoder().norm.requires_grad_(False)
+            norm.load_state_dict(decode.get_decoder().norm.state_dict())
         modules = cls(prefill, decode or prefill, None if teacher is None else frozen(teacher, FULL), settings.distill)
         if settings.precision == "bf16" and decode is not None:  # an ordinary fine-tune's adapter is merged into its base in the end, in float32
             halve_frozen(modules)

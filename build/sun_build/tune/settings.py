@@ -42,6 +42,7 @@ class TuneSettings:
     """One run's settings; kept beside what it makes.
 
     method: "sun" trains the prefill module through the frozen decode module, "full" one ordinary model.
+    whole_prompt: the prefill module runs all of the prompt, and the first token is chosen from what it makes of the last token.
     adapter: "lora", or "none" for all weights. decode: the frozen decode module's scheme (see `sun.model.quantise`).
     steps: optimiser steps, each of batch x accumulate examples. lr: peak learning rate, None for `RATES`'s.
     kv_lr: factor on the learning rate of the K and V projections, whose outputs are what is handed over.
@@ -55,6 +56,7 @@ class TuneSettings:
     """
 
     method: str = "sun"
+    whole_prompt: bool = False
     adapter: str = "lora"
     decode: str = FULL
     steps: int = 300
@@ -85,6 +87,8 @@ class TuneSettings:
         check_scheme(self.decode)
         if self.method == "full" and self.decode != FULL:
             raise ValueError(f"decode: {self.decode} is for method sun; with method full no module is frozen")
+        if self.method == "full" and self.whole_prompt:
+            raise ValueError("whole_prompt: is for method sun; with method full one module runs all tokens")
         for name in ("steps", "batch", "accumulate", "rank", "alpha", "eval_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, the least is 1")

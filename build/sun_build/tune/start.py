@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 
 from sun.model.loading import load_prefill
+from sun.model.manifest import TASK_FILE, TaskManifest
 from sun_build.contestants import staged
 from sun_build.tasks import weights_kind
 from sun_build.tune.settings import TuneSettings
@@ -28,6 +29,8 @@ def check_start(base_dir: Path, start: Path, settings: TuneSettings) -> None:
         load_prefill(base_dir, repository / "prefill_start" / "1")
     if settings.adapter != "lora":
         return
+    if size is not None and (start / TASK_FILE).is_file() and TaskManifest.load(start).whole_prompt != settings.whole_prompt:
+        raise ValueError(f"whole_prompt: got {settings.whole_prompt}, and the adapter in {start} to start from was trained the other way")
     if size is None and settings.method == "sun":
         raise ValueError(f"start: {start} holds a whole checkpoint, and an adapter is one of the base; start from an adapter, or take adapter none")
     for name, got in zip(("rank", "alpha"), size or (), strict=False):

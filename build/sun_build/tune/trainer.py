@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,7 +67,8 @@ class HandoffTrainer(Trainer):
         if held_out:
             callbacks = [*callbacks, LookLast()]
             callbacks += [Patience(settings.patience)] if settings.patience else []
-        super().__init__(model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None, data_collator=collate, callbacks=callbacks)
+        self._collate = partial(collate, whole_prompt=settings.whole_prompt)
+        super().__init__(model=model, args=arguments, train_dataset=rows, eval_dataset=held_out or None, data_collator=self._collate, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # the journal says it all
         self.settings, self.tokens = settings, 0
 
@@ -86,7 +88,7 @@ class HandoffTrainer(Trainer):
 
     def _loader(self, rows: list[Example], planned: list[list[int]]) -> DataLoader:
         batches = Planned(planned, self.settings.batch)
-        return DataLoader(rows, batch_sampler=batches, collate_fn=collate, pin_memory=self.args.dataloader_pin_memory)
+        return DataLoader(rows, batch_sampler=batches, collate_fn=self._collate, pin_memory=self.args.dataloader_pin_memory)
 
     @torch.no_grad()
     def evaluation_loop(self, dataloader: DataLoader, description: str, *args, metric_key_prefix: str = "eval", **kwargs) -> EvalLoopOutput:
