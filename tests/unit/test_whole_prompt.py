@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+
+import msgspec
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.handoff.inline import Inline
 from sun.model.loading import load_decode, load_prefill
+from sun.model.manifest import TaskManifest, write_manifest
 from sun.prefill.engine import PrefillEngine
 from sun.prefill.padded import PaddedExecutor
 from sun.router.request import Handover
@@ -136,6 +140,19 @@ def test_a_router_serves_them_asked_for_by_name_or_handed_over(serve, shm, whole
     assert answer.whole.token_ids == known
     handed = Handover(prompt, service.fleet.prefill("lora", prompt))
     assert service.ask(TEXT, None, more={"handover": handed}, ignore_eos=True).whole.token_ids == known
+    eventually(lambda: files(shm) == 0)
+
+
+@pytest.mark.parametrize("task", ["lora", "plain"])
+def test_requests_notice_nothing_while_a_task_becomes_one_of_the_other_kind(serve, shm, whole, tmp_path, task):
+    """Its files say so before its prefill module is loaded anew."""
+    repository = tmp_path / "repository"
+    shutil.copytree(whole, repository)
+    service, folder = serve(repository=repository, transport=shm), repository / f"prefill_{task}" / "1"
+    known = service.ask(TEXT, task, ignore_eos=True).whole.token_ids
+    manifest = TaskManifest.load(folder)
+    write_manifest(folder, msgspec.structs.replace(manifest, whole_prompt=not manifest.whole_prompt))
+    assert service.ask(TEXT, task, ignore_eos=True).whole.token_ids == known
     eventually(lambda: files(shm) == 0)
 
 

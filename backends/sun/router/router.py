@@ -16,6 +16,7 @@ import msgspec
 from sun.handoff.ticket import parse as parse_ticket
 from sun.handoff.transport import Transport
 from sun.messages import Admit, TokenEvent
+from sun.model.manifest import TaskManifest
 from sun.router.active import Active, Client
 from sun.router.admission import Admission
 from sun.router.errors import Absent, Busy, Gone, RequestError
@@ -225,11 +226,10 @@ class Router:
         handover, task = active.request.handover, self.tasks.get(active.admit.task)
         if handover is None:
             try:
-                active.shipment = self.fleet.prefill(task.name, task.prefilled(active.admit.prompt))
+                self._prefill(active, task)
             except Gone as error:
                 return self._postpone(active, error)
             self.admission.back(task.name)
-            active.ticket = parse_ticket(active.shipment[0])
             active.record.prefill(active.ticket.nbytes)
             self.pace.note(len(active.admit.prompt))
         else:
@@ -241,6 +241,16 @@ class Router:
             self._clean(active)
             return
         self.placement.assign(active)
+
+    def _prefill(self, active: Active, task: TaskManifest) -> None:
+        """Have its prompt's KV made."""
+        for known in (task, msgspec.structs.replace(task, whole_prompt=not task.whole_prompt)):
+            active.shipment = self.fleet.prefill(known.name, known.prefilled(active.admit.prompt))
+            active.ticket = parse_ticket(active.shipment[0])
+            # Otherwise it is of what the task was before, or will be when its new files are loaded, and wants the prompt in the other way.
+            if bool(active.ticket.hidden) == known.whole_prompt:
+                return
+            self._release(active)
 
     def _postpone(self, active: Active, error: Gone) -> None:
         """A request's prefill module is not there, or was lost with its prompt: it waits in the queue until there is one."""
@@ -290,13 +300,17 @@ class Router:
         if active.admit is not None:
             self.admission.ended(active)
             self._dispatch()
+        self._release(active)
+        if active.worker is not None and not finished:
+            self.placement.abort(active.worker, [active.admission])
+
+    def _release(self, active: Active) -> None:
+        """Free its KV."""
         if active.ticket is not None and active.ticket.transport in self.transports:
             try:
                 self.transports[active.ticket.transport].release(active.ticket)
             except Exception as error:  # a handed-over ticket may name any location
                 log.warning("could not release the ticket of %s: %s", active.key, error)
-        if active.worker is not None and not finished:
-            self.placement.abort(active.worker, [active.admission])
 
     def _poll(self) -> None:
         """Nobody tells of a cancel or a deadline: look, and keep the leases of tickets in use."""
