@@ -77,8 +77,8 @@ def part(stack: Stack) -> str:
 
     numba's kernels are no Python functions: the line of the step that calls them tells which one it was.
     """
-    for frame in stack.frames:
-        if frame.ours and frame.file.endswith("/decode/cpu.py") and frame.plain == "step":
+    for frame in reversed(stack.frames):
+        if frame.ours and frame.file.endswith("/decode/cpu.py") and frame.plain in ("step", "_logits"):
             text = linecache.getline(frame.file, frame.line)
             if called := KERNEL.search(text):
                 return f"kernel {called[1]}"

@@ -19,13 +19,16 @@ from sun_perf.workload import Request
 
 ENGINE = "/root/backends/sun/decode/engine.py"
 LOOP = f"run (/lib/threading.py:982);DecodeEngine._step_loop ({ENGINE}:10);"
-STEP_LINES = dict(enumerate(inspect.getsource(cpu.CpuExecutor.step).splitlines(), inspect.getsourcelines(cpu.CpuExecutor.step)[1]))
+STEP_LINES = {
+    number: (name, source) for name in ("step", "_logits") for lines, first in [inspect.getsourcelines(getattr(cpu.CpuExecutor, name))]
+    for number, source in enumerate(lines, first)}
 
 
 def at(text: str, inner: str = "") -> str:
     """A stack inside the line of a decode step that has ``text``."""
-    line = next(number for number, source in STEP_LINES.items() if text in source)
-    return f"{LOOP}DecodeEngine._run_step ({ENGINE}:20);CpuExecutor.step ({cpu.__file__}:{line}){inner}"
+    line, name = next((number, name) for number, (name, source) in STEP_LINES.items() if text in source)
+    outer = f"CpuExecutor.step ({cpu.__file__}:1);" if name != "step" else ""
+    return f"{LOOP}DecodeEngine._run_step ({ENGINE}:20);{outer}CpuExecutor.{name} ({cpu.__file__}:{line}){inner}"
 
 
 LAMBDA = f";CpuExecutor._each.<locals>.<lambda> ({cpu.__file__}:111)"
