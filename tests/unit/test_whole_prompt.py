@@ -83,9 +83,9 @@ def test_another_worker_goes_on_where_the_first_was_lost(bench, whole, sampled):
 
 @pytest.mark.parametrize(("token_budget", "prefix_tokens"), [(512, 0), (3, 0), (512, 512), (5, 512)])
 def test_neither_chunks_nor_kept_beginnings_change_what_is_handed_over(base_dir, whole, token_budget, prefix_tokens):
-    def engine(*settings) -> PrefillEngine:
+    def engine(token_budget: int, prefix_tokens: int) -> PrefillEngine:
         task, module = load_prefill(base_dir, whole / "prefill_lora" / "1")
-        return PrefillEngine(module, task, Inline(), *settings[:1], prefix_tokens=settings[1])
+        return PrefillEngine(module, task, Inline(), token_budget, prefix_tokens=prefix_tokens)
 
     it, plain = engine(token_budget, prefix_tokens), engine(512, 0)
     try:

@@ -18,15 +18,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def kv_tensor(buffer: Buffer, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Tensor of ``shape`` over the first bytes of ``buffer``, without a copy."""
-    if not math.prod(shape):
+def kv_tensor(buffer: Buffer, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, offset: int = 0) -> Tensor:
+    """Tensor of ``shape`` over the bytes of ``buffer`` from ``offset`` on, without a copy."""
+    count = math.prod(shape)
+    if not count:
         return torch.empty(shape, dtype=dtype)
     if isinstance(buffer, DeviceBuffer):
-        return buffer.tensor()[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        return buffer.tensor()[offset : offset + count * dtype.itemsize].view(dtype).view(shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a read-only buffer is fine: nobody writes to a pulled KV
-        return torch.frombuffer(buffer, dtype=dtype, count=math.prod(shape)).view(shape)
+        return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset).view(shape)
 
 
 def verified_kv(ticket: Ticket, buffer: Buffer) -> Tensor:
@@ -45,13 +46,4 @@ def verified_kv(ticket: Ticket, buffer: Buffer) -> Tensor:
 
 def hidden_state(ticket: Ticket, buffer: Buffer) -> Tensor | None:
     """The state of xn [hidden] (float32) behind a KV that `verified_kv` has let through, without a copy; None if the ticket has none."""
-    return behind(buffer, ticket.kv_bytes) if ticket.hidden else None
-
-
-def behind(buffer: Buffer, nbytes: int) -> Tensor:
-    """float32 over what comes after the first ``nbytes`` of ``buffer``, without a copy."""
-    if isinstance(buffer, DeviceBuffer):
-        return buffer.tensor()[nbytes:].view(torch.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # as above
-        return torch.frombuffer(buffer, dtype=torch.float32, offset=nbytes)
+    return kv_tensor(buffer, (ticket.hidden,), offset=ticket.kv_bytes) if ticket.hidden else None

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 import torch
 
 from sun import gpu
-from sun.handoff.kv import NAMES, behind, kv_tensor
+from sun.handoff.kv import NAMES, kv_tensor
 from sun.handoff.ticket import ITEMSIZE, describe
 from sun.handoff.transport import NO_ROOM, Transport
 from sun.model.llama import Llama
@@ -158,7 +158,7 @@ class PrefillEngine:
             if place is not kv:
                 place.copy_(kv)
             if job.whole:
-                behind(job.publication.buffer, place.nbytes).copy_(job.hidden)
+                kv_tensor(job.publication.buffer, (self.hidden,), offset=place.nbytes).copy_(job.hidden)
             shipment = job.publication.ship(lambda kv, transport, location: describe(
                 self.model.base, self.task, len(job.ids), kv, transport, location, NAMES[self.executor.dtype], self.hidden))
         except Exception as error:

@@ -51,7 +51,7 @@ def handoff_logits(prefill: nn.Module, decode: nn.Module, batch: dict[str, Tenso
     decode module's head makes the first token's logits. With one model for both, this is ordinary fine-tuning.
     """
     shared, width = len(batch["shared_ids"]), batch["prefill_ids"].shape[1]
-    cache, first = None, []
+    cache = first = None
     if shared:
         cache = prefill.get_decoder()(input_ids=batch["shared_ids"][None], use_cache=True).past_key_values
         cache.batch_repeat_interleave(len(batch["mask"]))
@@ -62,14 +62,14 @@ def handoff_logits(prefill: nn.Module, decode: nn.Module, batch: dict[str, Tenso
         cache = out.past_key_values
         if batch["decode_ids"].shape[1] < batch["labels"].shape[1]:
             # Behind the prefill module's own final norm: it is the base's, and does not learn.
-            first = [decode.get_output_embeddings()(out.last_hidden_state[:, -1:])]
-    if first and not batch["decode_ids"].shape[1]:
-        return first[0]
+            first = decode.get_output_embeddings()(out.last_hidden_state[:, -1:])
+    if not batch["decode_ids"].shape[1]:
+        return first
     logits = decode(
         input_ids=batch["decode_ids"], attention_mask=batch["mask"], position_ids=batch["decode_positions"],
         past_key_values=cache, use_cache=True,
     ).logits
-    return torch.cat([*first, logits], dim=1)
+    return logits if first is None else torch.cat((first, logits), dim=1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
