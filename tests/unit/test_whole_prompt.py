@@ -12,14 +12,18 @@ from sun.decode.cpu import CpuExecutor
 from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.handoff.inline import Inline
+from sun.handoff.kv import hidden_state
+from sun.handoff.ticket import parse
 from sun.model.loading import load_decode, load_prefill
 from sun.model.manifest import TaskManifest, write_manifest
+from sun.prefill import executors
 from sun.prefill.engine import PrefillEngine
 from sun.prefill.padded import PaddedExecutor
 from sun.router.request import Handover
 from sun_build.ensemble import ensemble_config
 from sun_build.export.module import PrefillModule
 
+from ..conftest import DEVICE
 from . import tiny
 from .harness import TEXT, eventually, files
 
@@ -95,6 +99,26 @@ def test_neither_chunks_nor_kept_beginnings_change_what_is_handed_over(base_dir,
     finally:
         it.close()
         plain.close()
+
+
+@pytest.mark.parametrize("widens", [False, True], ids=["grouped", "widened"])
+@pytest.mark.parametrize("token_budget", [512, 5])
+@pytest.mark.parametrize("scheme", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_a_module_on_a_device_hands_over_what_the_cpus_does(bases, tmp_path, kind, scheme, token_budget, widens):
+    """Without a GPU the device is the CPU."""
+    tiny.task(tmp_path, bases(kind), "plain", whole_prompt=True)
+    folder, handed = tmp_path / "prefill_plain" / "1", []
+    for task, module in (load_prefill(bases(kind), folder), executors.load(bases(kind), folder, "cuda", scheme, DEVICE)):
+        engine = PrefillEngine(module, task, Inline(), token_budget, prefix_tokens=512)
+        engine.executor.widens |= widens
+        try:
+            shipments = [future.result(60) for future in [engine.submit(prompt) for prompt in PROMPTS]]
+        finally:
+            engine.close()
+        handed.append([hidden_state(parse(shipment[0]), memoryview(bytearray(shipment[1]))) for shipment in shipments])
+    for known, got in zip(*handed, strict=True):
+        assert got.dtype is torch.float32 and (got - known).norm() < (1e-4 if scheme == "fp32" else 0.05) * known.norm()
 
 
 def test_what_a_prefill_module_cannot_run_so_is_refused(base_dir, whole):

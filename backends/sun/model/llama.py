@@ -95,20 +95,33 @@ class Llama:
             x = self._layer(index, layer, x, cos, sin, attend)
         return x
 
-    def fill(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Callable[[int, Tensor, Tensor], None]) -> None:
-        """Run only what K and V depend on: all layers but the last, whose K and V go to keep(layer, k, v) and end the pass."""
+    def fill(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Callable[[int, Tensor, Tensor], None]) -> Tensor:
+        """Run only what K and V depend on: all layers but the last, whose K and V go to keep(layer, k, v) and end the pass. Returns its inputs [T, hidden]."""
         x, cos, sin = self.embedding[ids], *self.rotary(positions)
         for index, layer in enumerate(self.layers[:-1]):
             x = self._layer(index, layer, x, cos, sin, attend)
         last = self.layers[-1]
         h = self.norm(x, last.norm_in)
         keep(len(self.layers) - 1, rotate(self._heads(last.k, h, last.k_norm), cos, sin), self._heads(last.v, h))
+        return x
+
+    def end(self, x: Tensor, positions: Tensor, look: Callable[[Tensor], Tensor]) -> Tensor:
+        """Hidden states [T, hidden] of some of the tokens whose last layer `fill` has left out, from its inputs x [T, hidden] of them at positions [T].
+
+        look(q [T, heads, head_dim]) -> [T, heads * head_dim] attends to what `fill` has kept of the last layer.
+        """
+        last = self.layers[-1]
+        q = self._heads(last.q, self.norm(x, last.norm_in), last.q_norm)
+        return self._mixed(last, x, look(rotate(q, *self.rotary(positions))))
 
     def _layer(self, index: int, layer: Layer, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         h = self.norm(x, layer.norm_in)
         q = rotate(self._heads(layer.q, h, layer.q_norm), cos, sin)
         k = rotate(self._heads(layer.k, h, layer.k_norm), cos, sin)
-        x = x + layer.o(attend(index, q, k, self._heads(layer.v, h)))
+        return self._mixed(layer, x, attend(index, q, k, self._heads(layer.v, h)))
+
+    def _mixed(self, layer: Layer, x: Tensor, mixed: Tensor) -> Tensor:
+        x = x + layer.o(mixed)
         h = self.norm(x, layer.norm_mlp)
         return x + layer.down(F.silu(layer.gate(h)) * layer.up(h))
 

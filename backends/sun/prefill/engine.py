@@ -39,7 +39,7 @@ class PrefillEngine:
             pack_linears(model, alone=threads == 1)
         self.executor = executor or TorchExecutor(model)
         if task.whole_prompt and not self.executor.states:
-            raise ValueError(f"executor: gives K and V alone; task {task.name!r} needs the last token's state as well (whole_prompt), for which take torch on the CPU")
+            raise ValueError(f"executor: gives K and V alone; task {task.name!r} needs the last token's state as well (whole_prompt), for which take torch or cuda")
         self.hidden = model.base.hidden if task.whole_prompt else 0
         self.cache = PrefixCache(prefix_tokens if self.executor.continues else 0)
         self._plan = plan if self.executor.continues else plan_whole
@@ -93,7 +93,7 @@ class PrefillEngine:
         geometry, tokens = self.model.geometry, min(self.token_budget, self.model.base.max_context - 2)
         kv = torch.empty(geometry.layers, 2, geometry.kv_heads, tokens, geometry.head_dim, dtype=self.executor.dtype, device=self.executor.device)
         for done in (0, tokens // 2):
-            job = Job(torch.zeros(tokens, dtype=torch.int64), Future(), done, kv=kv)
+            job = Job(torch.zeros(tokens, dtype=torch.int64), Future(), done, kv=kv, whole=bool(self.hidden))
             self.executor.run([Chunk(job, job.left)])
 
     def _run(self) -> None:

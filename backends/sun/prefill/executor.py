@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -42,7 +43,7 @@ class TorchExecutor:
 
     def __init__(self, model: Llama | DeviceModule):
         self.model, self.device, self.dtype = model, model.device, model.dtype
-        self.states = isinstance(model, Llama)
+        self.states = isinstance(model, Llama) or model.states
         # Of the kernels that take a mask there, or float32, none takes query heads that share a K and V head.
         self.widens = model.device.type == "cuda"
 
@@ -60,24 +61,30 @@ class TorchExecutor:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keep(layer, k, v)
-            rows = []
-            for chunk, chunk_q, mask in zip(chunks, q.split(sizes), masks, strict=True):
-                kv = chunk.job.kv[layer, :, :, : chunk.until]
-                if self.widens:
-                    kv = kv.repeat_interleave(q.shape[1] // kv.shape[1], dim=1)
-                keys, values = kv.unbind(0)
-                out = F.scaled_dot_product_attention(
-                    chunk_q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0),
-                    attn_mask=mask, is_causal=mask is None, enable_gqa=not self.widens)
-                rows.append(out.squeeze(0).transpose(0, 1).flatten(1))
-            return torch.cat(rows)
+            return torch.cat([self._attend(chunk, layer, rows, mask) for chunk, rows, mask in zip(chunks, q.split(sizes), masks, strict=True)])
 
         masks = [self._mask(c, self.device) for c in chunks]
-        if not any(chunk.ends for chunk in chunks):
-            return self.model.fill(ids, positions, attend, keep)
-        for chunk, x in zip(chunks, self.model.hidden(ids, positions, attend).split(sizes), strict=True):
-            if chunk.ends:
-                chunk.job.hidden = x[-1].clone()
+        x = self.model.fill(ids, positions, attend, keep)
+        if ending := [chunk for chunk in chunks if chunk.ends]:
+            at = torch.tensor([end - 1 for chunk, end in zip(chunks, accumulate(sizes), strict=True) if chunk.ends], device=self.device)
+            last = self.model.geometry.layers - 1
+
+            def look(q: Tensor) -> Tensor:
+                return torch.cat([self._attend(chunk, last, row, None) for chunk, row in zip(ending, q.split(1), strict=True)])
+
+            for chunk, state in zip(ending, self.model.end(x[at], positions[at], look), strict=True):
+                chunk.job.hidden = state
+
+    def _attend(self, chunk: Chunk, layer: int, q: Tensor, mask: Tensor | None) -> Tensor:
+        """q [n, heads, head_dim] over its prompt's K and V up to where the chunk ends -> [n, heads * head_dim]. mask: None if one token sees all, and several are causal."""
+        kv = chunk.job.kv[layer, :, :, : chunk.until]
+        if self.widens:
+            kv = kv.repeat_interleave(q.shape[1] // kv.shape[1], dim=1)
+        keys, values = kv.unbind(0)
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0), attn_mask=mask, is_causal=mask is None and len(q) > 1,
+            enable_gqa=not self.widens)
+        return out.squeeze(0).transpose(0, 1).flatten(1)
 
     @staticmethod
     def _mask(chunk: Chunk, device: torch.device) -> Tensor | None:

@@ -48,4 +48,4 @@ def load(base_dir: str | Path, task_dir: str | Path, executor: str, scheme: str,
     if reason:
         raise RuntimeError(f"executor: cuda does not run here: {reason}")
     task, model = load_prefill(base_dir, task_dir)
-    return task.run_as(scheme), DeviceModule.of_model(model, DTYPES[scheme], on)
+    return task.run_as(scheme), DeviceModule.of_model(model, DTYPES[scheme], on, task.whole_prompt)

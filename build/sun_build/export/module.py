@@ -55,7 +55,7 @@ class PrefillModule(nn.Module):
         """A task's module from its folder. Raises ValueError as `load_prefill` does, and for a task of whole prompts."""
         task, checked = load_prefill(base_dir, task_dir)
         if task.whole_prompt:
-            raise ValueError(f"task {task.name!r}: its prefill module runs whole prompts (whole_prompt), and an exported one gives K and V alone; executor torch serves it")
+            raise ValueError(f"task {task.name!r}: its prefill module runs whole prompts (whole_prompt), and an exported one gives K and V alone; executors torch and cuda serve it")
         tensors = map_checkpoint(checkpoint_of(base_dir, task_dir, task))
         tensors.pop("lm_head.weight", None)  # prefill computes no logits
         lora = load_lora(task_dir) if task.weights == "lora" else {}
