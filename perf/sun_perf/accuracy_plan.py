@@ -6,6 +6,10 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import msgspec
+
+from sun.model.loading import task_digest
+from sun.model.manifest import TaskManifest, write_manifest
 from sun.model.weights import ADAPTER_FILES
 from sun_build.contestants import Contestant
 from sun_build.tune.settings import TuneSettings, fast_precision
@@ -43,14 +47,14 @@ def _settings(steps: int, batch: int, precision: str = "fp32") -> TuneSettings:
     return TuneSettings(steps=steps, batch=batch, eval_every=steps // 3, precision=precision)
 
 
-SMALL_STEPS = {"sun_lora": 5e-4, "sun_all": 4e-4, "qsun_retuned": 5e-4}
+SMALL_STEPS = {"sun_lora": 5e-4, "sun_all": 4e-4, "sun_whole": 5e-4, "qsun_retuned": 5e-4}
 """Learning rates for steps of four examples, where those of `TRAININGS` cost SUN five points on banking (accuracy.md)."""
 
 TASKS = {task.name: task for task in (
     Task("banking", "intent", 500, _settings(300, 16), max_tokens=24),
     Task("banking_2400", "intent", 500, _settings(2400, 4, "bf16"), max_tokens=24, data="banking", rates=SMALL_STEPS),
     Task("banking_twice", "intent", 3074, TuneSettings(steps=2400, batch=8, eval_every=400, precision="bf16"), max_tokens=24, data="banking",
-         rates={"sun_lora": 3e-4, "sun_all": 4e-4, "qsun_retuned": 3e-4}),
+         rates={"sun_lora": 3e-4, "sun_all": 4e-4, "sun_whole": 3e-4, "qsun_retuned": 3e-4}),
     Task("math", "math", 329, _settings(660, 4, "bf16"), max_tokens=64, rates=SMALL_STEPS),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bash_1400", "bash", 400, _settings(1400, 4, "bf16"), also=("flags", "utility"), data="bash", rates=SMALL_STEPS),
@@ -67,6 +71,7 @@ TRAININGS = {
     "full": {"method": "full", "adapter": "none", "lr": FULL_LR},
     "sun_lora": {"rank": LORA_RANK, "alpha": 2 * LORA_RANK, "lr": LORA_LR},
     "sun_all": {"adapter": "none", "lr": ALL_LR},
+    "sun_whole": {"rank": LORA_RANK, "alpha": 2 * LORA_RANK, "lr": LORA_LR, "whole_prompt": True},
     "qsun_retuned": {"rank": LORA_RANK, "alpha": 2 * LORA_RANK, "lr": LORA_LR, "decode": SCHEME},
 }
 """What is trained: the settings that differ from the task's."""
@@ -96,13 +101,14 @@ class Row:
 
 
 def cut_down(adapter: Path, rank: int) -> Path:
-    """A copy of an adapter at a lower rank, beside it."""
+    """A copy of an adapter at a lower rank, beside it, which says of itself what the adapter does: whether it runs all of a prompt, say."""
     made = adapter.with_name(f"{adapter.name}_{rank}")
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
     for name in ADAPTER_FILES:
         shutil.copyfile(adapter / name, made / name)
     shrink_adapter(made, rank)
+    write_manifest(made, msgspec.structs.replace(TaskManifest.load(adapter), weights_digest=task_digest(made, "lora")))
     return made
 
 
@@ -113,8 +119,11 @@ ROWS = {row.name: row for row in (
     Row("sun_lora", f"SUN, LoRA (rank {LORA_RANK})", "sun_lora"),
     Row("sun_cut", f"SUN, that LoRA cut down to rank {SHIPPED_RANK} (as shipped)", "sun_lora", cut=SHIPPED_RANK),
     Row("sun_all", "SUN, all prefill weights", "sun_all"),
+    Row("sun_whole", f"SUN, LoRA (rank {LORA_RANK}) of whole prompts", "sun_whole"),
+    Row("sun_whole_cut", f"SUN, that LoRA of whole prompts cut down to rank {SHIPPED_RANK}", "sun_whole", cut=SHIPPED_RANK),
     Row("qsun", f"QSUN, the SUN LoRA with {SCHEME} decode", "sun_lora", scheme=SCHEME),
     Row("qsun_int8", f"QSUN, the adapter of rank {SHIPPED_RANK} with int8 decode", "sun_lora", scheme="int8", cut=SHIPPED_RANK),
+    Row("qsun_whole", f"QSUN, the LoRA of whole prompts with {SCHEME} decode", "sun_whole", scheme=SCHEME),
     Row("qsun_retuned", f"QSUN, LoRA re-tuned with {SCHEME} decode", "qsun_retuned", scheme=SCHEME),
 )}
 

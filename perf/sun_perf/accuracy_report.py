@@ -47,11 +47,12 @@ def tables(found: dict[str, dict[str, dict]]) -> str:
     text += "\n![scores](results/accuracy.png)\n\n"
     text += "Points (hundredths) against full fine-tuning on the same test examples, with the paired bootstrap's interval:\n\n"
     text += "| | " + " | ".join(tasks) + " |\n|---|" + "---|" * len(tasks) + "\n"
-    for name in ("naive", "sun_lora", "sun_cut", "sun_all", "qsun", "qsun_int8", "qsun_retuned"):
+    for name in (name for name in ROWS if name not in ("base", "full")):
         text += f"| {ROWS[name].title} | " + " | ".join(against(found[task], name, "full") for task in tasks) + " |\n"
-    for name, other, title in (("qsun_retuned", "sun_lora", "SUN (LoRA)"), ("qsun_int8", "sun_cut", "float32 decode")):
+    for name, other, title in (("sun_whole", "sun_lora", "SUN (LoRA)"), ("qsun_whole", "sun_whole", "float32 decode"), ("qsun_retuned", "sun_lora", "SUN (LoRA)"),
+                               ("qsun_int8", "sun_cut", "float32 decode")):
         text += f"| {ROWS[name].title}, against {title} | " + " | ".join(against(found[task], name, other) for task in tasks) + " |\n"
-    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, QSUN re-tuned | held-out loss of the same | learning rates |\n"
+    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, whole prompts, QSUN re-tuned | held-out loss of the same | learning rates |\n"
     text += "|---|---|---|---|---|---|---|\n"
     for task in tasks:
         text += f"| {task} | " + " | ".join(training_cells(task, found[task])) + " |\n"
@@ -111,7 +112,8 @@ def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
     """Bars per task with their intervals."""
     from matplotlib.figure import Figure
 
-    colours = {"base": "#c9c9c9", "full": "#30475e", "naive": "#d98c5f", "sun_lora": "#f2b134", "sun_cut": "#f7cf7a", "sun_all": "#e0902f", "qsun": "#9cc5a1", "qsun_int8": "#6fb39a", "qsun_retuned": "#49a078"}
+    colours = {"base": "#c9c9c9", "full": "#30475e", "naive": "#d98c5f", "sun_lora": "#f2b134", "sun_cut": "#f7cf7a", "sun_all": "#e0902f",
+               "sun_whole": "#8e6c8a", "sun_whole_cut": "#bfa5bc", "qsun_whole": "#5b8fb9", "qsun": "#9cc5a1", "qsun_int8": "#6fb39a", "qsun_retuned": "#49a078"}
     figure = Figure(figsize=(2.6 + 2.2 * max(1, len(found)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(ROWS)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sun.model.loading import load_prefill
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
+from sun_build.contestants import staged
+from sun_build.tasks import describe_weights
 from sun_build.tune.run import SETTINGS_FILE
 from sun_build.tune.settings import TuneSettings
 from sun_client.tuning import Tuning
@@ -101,6 +104,16 @@ def test_a_training_that_was_cut_off_goes_on_and_its_seconds_are_those_of_all_it
         accuracy.train(accuracy.TASKS["made"], "sun_lora", place / "data")
     monkeypatch.setattr(Tuning, "train", whole)
     assert accuracy.train(accuracy.TASKS["made"], "sun_lora", place / "data")["seconds"] == 120
+
+
+def test_an_adapter_that_is_cut_down_runs_as_much_of_a_prompt_as_before(place):
+    tuned = place / "tuned"
+    tiny.adapter(tuned, place / "base")
+    for whole_prompt in (False, True):
+        known = describe_weights(place / "base", tuned, "made", whole_prompt=whole_prompt)
+        with staged(place / "base", "made", accuracy_plan.cut_down(tuned, 2)) as repository:
+            task, _ = load_prefill(place / "base", repository / "prefill_made" / "1")
+        assert task.whole_prompt == whole_prompt and task.weights_digest != known.weights_digest
 
 
 def test_all_rows_of_a_column_are_trained_alike():

@@ -1,4 +1,4 @@
-"""What the answers must be: plain transformers, a task's prefill model on x1..x(n-1), the base model on the rest."""
+"""What the answers must be: plain transformers, a task's prefill model on x1..x(n-1), or on all of a prompt, the base model on the rest."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 class Reference:
-    """One task in float32. adapter: peft's folder, None for the base's own weights."""
+    """One task in float32. adapter: peft's folder, None for the base's own weights. whole_prompt: the prefill model runs xn, too."""
 
-    def __init__(self, base_dir: Path, adapter: Path | None = None):
+    def __init__(self, base_dir: Path, adapter: Path | None = None, whole_prompt: bool = False):
         self.tokenizer = AutoTokenizer.from_pretrained(base_dir)
         self.decode = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
         prefill = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
         self.prefill = PeftModel.from_pretrained(prefill, adapter) if adapter else prefill
+        self.whole_prompt = whole_prompt
 
     def prompt(self, text: str) -> torch.Tensor:
         """Token ids [1, n] of a user message."""
@@ -30,7 +31,10 @@ class Reference:
         One pass over them all, which takes a tenth of decoding them one by one.
         """
         ids = self.prompt(text)
-        cache = self.prefill.get_decoder()(ids[:, :-1], use_cache=True).past_key_values
-        run = torch.cat((ids[:, -1:], torch.tensor([tokens[:-1]], dtype=ids.dtype)), dim=1)
-        logits = self.decode(run, past_key_values=cache, use_cache=True).logits[0]
+        sampled = torch.tensor([tokens[:-1]], dtype=ids.dtype)
+        prefilled = self.prefill.get_decoder()(ids if self.whole_prompt else ids[:, :-1], use_cache=True)
+        run = sampled if self.whole_prompt else torch.cat((ids[:, -1:], sampled), dim=1)
+        logits = self.decode(run, past_key_values=prefilled.past_key_values, use_cache=True).logits[0]
+        if self.whole_prompt:
+            logits = torch.cat((self.decode.get_output_embeddings()(prefilled.last_hidden_state[0, -1:]), logits))
         return (logits.amax(dim=-1) - logits.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)).tolist()
