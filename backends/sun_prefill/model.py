@@ -120,13 +120,13 @@ def executor(place: Place, settings: Settings, task, model):
             checkpoint = checkpoint_of(place.base_dir, place.version_dir, task)
             return OnnxExecutor(place.version_dir, checkpoint, model.base, task, settings.threads)
         case "tensorrt":
-            return PaddedExecutor(Plan(place.version_dir / PLAN_FILE, place.device(settings.executor)), place.version_dir, model.base, task, "tensorrt")
+            return PaddedExecutor(Plan(place.version_dir / PLAN_FILE, place.device(settings.executor), task.whole_prompt), place.version_dir, model.base, task, "tensorrt")
         case "triton":
             if door.closed():
                 raise ValueError(f"config.pbtxt of {place.name}: parameters: executor 'triton' has kv_{task.name} answer whoever asks, and inference keys are "
                                  "needed here; use 'torch' or 'onnx'")
             name = kv_model(task.name)
-            return PaddedExecutor(ExportedModel(name), place.repository / name / "1", model.base, task)
+            return PaddedExecutor(ExportedModel(name, task.whole_prompt), place.repository / name / "1", model.base, task)
 
 
 def answer(sender, future) -> None:

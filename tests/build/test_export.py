@@ -20,20 +20,20 @@ from sun.decode.executor import TorchExecutor
 from sun.decode.kv_pool import KVPool
 from sun.decode.params import SamplingParams
 from sun.handoff.inline import Inline
-from sun.handoff.kv import verified_kv
+from sun.handoff.kv import hidden_state, verified_kv
 from sun.handoff.ticket import parse
 from sun.messages import Admit
 from sun.model.loading import load_decode, load_prefill
 from sun.model.manifest import BaseManifest
 from sun.prefill.engine import PrefillEngine
-from sun.prefill.exported import INPUT, OUTPUT, ExportManifest, checkpoint_of
+from sun.prefill.exported import INPUT, OUTPUT, STATES, ExportManifest, checkpoint_of, outputs
 from sun.prefill.onnx import OnnxExecutor, session
 from sun.prefill.padded import PaddedExecutor
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
 from sun_build.export.profiles import profiles
 from sun_build.export.triton import config_text
-from sun_build.tasks import add_task
+from sun_build.tasks import add_task, describe_weights
 from sun_client.cli import app
 from sun_client.errors import ServerError
 from tests.unit import tiny
@@ -47,12 +47,14 @@ PROMPTS = [[(7 * i + j * j) % tiny.VOCAB for j in range(length)] for i, length i
 MANIFEST = ExportManifest(format="onnx", task="mine", base_digest="b", weights_digest="w", dtype="fp32", lora="none", opset=18, max_batch=8)
 
 
-def make_root(folder: Path, kind: str) -> Path:
+def make_root(folder: Path, kind: str, whole_prompt: bool = False) -> Path:
     """A repository root with a base of ``kind`` and the task ``mine``, a LoRA adapter for it."""
     base_dir, models = folder / "build" / "base", folder / "model_repository"
     models.mkdir(parents=True)
     build_base(str(tiny.checkpoint(folder / "source", kind)), base_dir, PromptSettings())
-    add_task(models, base_dir, "mine", tiny.adapter(folder / "adapter", base_dir))
+    adapter = tiny.adapter(folder / "adapter", base_dir)
+    describe_weights(base_dir, adapter, "mine", whole_prompt=whole_prompt)
+    add_task(models, base_dir, "mine", adapter)
     return folder
 
 
@@ -82,7 +84,8 @@ def engine(root: Path, executor: str, **settings) -> PrefillEngine:
         made = OnnxExecutor(folder, checkpoint_of(root / "build" / "base", folder, task), model.base, task)
     if executor == "triton":
         loaded, _ = session(folder / "model.onnx", 1)
-        made = PaddedExecutor(lambda ids: torch.from_numpy(loaded.run([OUTPUT], {INPUT: ids.numpy()})[0]), folder, model.base, task)
+        names = list(outputs(task.whole_prompt))
+        made = PaddedExecutor(lambda ids: [torch.from_numpy(x) for x in loaded.run(names, {INPUT: ids.numpy()})], folder, model.base, task)
     return PrefillEngine(model, task, Inline(), executor=made, **settings)
 
 
@@ -127,6 +130,28 @@ def test_greedy_tokens_after_every_producer_are_those_after_torch(root, executor
     within(decode.close)
     for i in range(len(PROMPTS)):
         assert len(tokens[f"torch {i}"]) == 12 and tokens[f"{executor} {i}"] == tokens[f"torch {i}"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("lora", ["merged", "separate"])
+def test_of_whole_prompts_the_last_tokens_state_is_torchs_too(tmp_path, kind, lora):
+    root = make_root(tmp_path / "root", kind, whole_prompt=True)
+    export(root, "--executor", "onnx", "--lora", lora)
+    known = shipments(root, "torch", PROMPTS)
+    for executor in ("onnx", "triton"):
+        for one, other in zip(known, shipments(root, executor, PROMPTS, token_budget=80), strict=True):
+            for read in (verified_kv, hidden_state):
+                with Inline().pull(parse(one[0]), one) as theirs, Inline().pull(parse(other[0]), other) as mine:
+                    torch.testing.assert_close(read(parse(other[0]), mine), read(parse(one[0]), theirs), rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_of_the_other_kind_of_task_is_refused(root, tmp_path):
+    other = make_root(tmp_path / "root", "llama", whole_prompt=True)
+    folder = other / "model_repository" / "prefill_mine" / "1"
+    task, _ = load_prefill(other / "build" / "base", folder)
+    msgspec.structs.replace(MANIFEST, base_digest=task.base_digest, weights_digest=task.weights_digest).save(folder)
+    with pytest.raises(ValueError, match="^export.json states: is False, here it must be True: export it again"):
+        engine(other, "onnx")
 
 
 def test_an_export_that_merged_nothing_uses_the_weights_from_the_base(tmp_path):
@@ -220,8 +245,10 @@ def test_some_profile_covers_every_allowed_shape(max_batch, max_tokens, data):
 
 def test_a_plans_config_names_its_profiles(base_dir):
     manifest = msgspec.structs.replace(MANIFEST, format="tensorrt")
-    config = text_format.Parse(config_text(manifest, BaseManifest.load(base_dir).geometry, 2), ModelConfig())
+    config = text_format.Parse(config_text(manifest, BaseManifest.load(base_dir), 2), ModelConfig())
     assert (config.name, config.platform, config.max_batch_size) == ("", "tensorrt_plan", 8)
     group = config.instance_group[0]
     assert (group.kind, list(group.profile)) == (group.KIND_GPU, ["0", "1"])
-    assert [(t.name, list(t.dims)) for t in (config.input[0], config.output[0])] == [(INPUT, [-1]), (OUTPUT, [2, 2, 2, -1, 12])]
+    assert [(t.name, list(t.dims)) for t in (*config.input, *config.output)] == [(INPUT, [-1]), (OUTPUT, [2, 2, 2, -1, 12])]
+    config = text_format.Parse(config_text(msgspec.structs.replace(manifest, states=True), BaseManifest.load(base_dir), 2), ModelConfig())
+    assert [(t.name, list(t.dims)) for t in config.output] == [(OUTPUT, [2, 2, 2, -1, 12]), (STATES, [-1, BaseManifest.load(base_dir).hidden])]

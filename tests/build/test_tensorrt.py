@@ -25,7 +25,7 @@ from sun.prefill.tensorrt import Plan, missing
 from sun_build.config_file import parameter, set_parameter
 from sun_build.export import tensorrt
 from sun_build.export.entry import Export
-from sun_build.export.parity import torch_kv
+from sun_build.export.parity import torch_outputs
 from sun_build.export.profiles import profiles
 from sun_build.tasks import add_task
 from tests.unit import tiny
@@ -218,7 +218,7 @@ class Running:
     def execute_async_v3(self, stream: int) -> bool:
         batch, length = self.shapes[-1]
         ids = torch.frombuffer((ctypes.c_int64 * (batch * length)).from_address(self.addresses["input_ids"]), dtype=torch.int64).view(batch, length)
-        kv = torch.stack([torch_kv(self.model, row) for row in ids])
+        kv = torch.stack([torch_outputs(self.model, row)[0] for row in ids])
         ctypes.memmove(self.addresses["kv"], kv.data_ptr(), kv.nbytes)
         return self.runs
 
@@ -247,7 +247,7 @@ def test_a_plan_that_prefill_runs_itself_gives_torchs_kv_in_padded_batches(plann
     for ids, future in [(ids, engine.submit(ids)) for ids in prompts]:
         shipment = future.result(PATIENCE_S)
         with Inline().pull(ticket := parse(shipment[0]), shipment) as buffer:
-            torch.testing.assert_close(verified_kv(ticket, buffer), torch_kv(planned.model, torch.tensor(ids)), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(verified_kv(ticket, buffer), torch_outputs(planned.model, torch.tensor(ids))[0], rtol=1e-4, atol=1e-4)
     within(engine.close)
     assert sum(batch for batch, _ in running.shapes) == 3
 

@@ -103,7 +103,7 @@ def test_what_an_exported_model_gives_must_have_the_tickets_shape(parts, tmp_pat
     task, model = parts
     ExportManifest(format="onnx", task=task.name, base_digest=task.base_digest, weights_digest=task.weights_digest, dtype="fp32", lora="none",
                    opset=18, max_batch=2, max_tokens=50).save(tmp_path)
-    executor = PaddedExecutor(lambda ids: torch.zeros(len(ids), 2, 2, 2, ids.shape[1], 7), tmp_path, model.base, task)
+    executor = PaddedExecutor(lambda ids: [torch.zeros(len(ids), 2, 2, 2, ids.shape[1], 7)], tmp_path, model.base, task)
     engine = PrefillEngine(model, task, Inline(), executor=executor)
     with pytest.raises(RuntimeError, match=r"gave \[1, 2, 2, 2, 8, 7\] torch.float32, expected \[1, 2, 2, 2, 8, 12\]"):
         engine.submit(PROMPTS[3]).result(PATIENCE_S)

@@ -39,7 +39,7 @@ class PrefillEngine:
             pack_linears(model, alone=threads == 1)
         self.executor = executor or TorchExecutor(model)
         if task.whole_prompt and not self.executor.states:
-            raise ValueError(f"executor: gives K and V alone; task {task.name!r} needs the last token's state as well (whole_prompt), for which take torch or cuda")
+            raise ValueError(f"executor: gives K and V alone; task {task.name!r} needs the last token's state as well (whole_prompt)")
         self.hidden = model.base.hidden if task.whole_prompt else 0
         self.cache = PrefixCache(prefix_tokens if self.executor.continues else 0)
         self._plan = plan if self.executor.continues else plan_whole

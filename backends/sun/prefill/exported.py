@@ -11,9 +11,15 @@ from sun.readable import readable_json
 
 EXPORT_FILE = "export.json"
 ONNX_FILE, PLAN_FILE = "model.onnx", "model.plan"
-INPUT, OUTPUT = "input_ids", "kv"
+INPUT, OUTPUT, STATES = "input_ids", "kv", "states"
 """The graph's tensors: token ids [batch, length] int64, padded on the right; K and V [batch, layers, 2, kv_heads, length, head_dim]
-float32, keys after RoPE. Attention is causal, so padding changes nothing of what stands before it; the KV of padding means nothing."""
+float32, keys after RoPE; of a task of whole prompts also the tokens' states after the last layer [batch, length, hidden] float32.
+Attention is causal, so padding changes nothing of what stands before it; what comes of padding means nothing."""
+
+
+def outputs(states: bool) -> tuple[str, ...]:
+    """The graph's outputs, in their order."""
+    return (OUTPUT, STATES) if states else (OUTPUT,)
 
 
 def kv_model(task: str) -> str:
@@ -27,7 +33,7 @@ def checkpoint_of(base_dir: str | Path, task_dir: str | Path, task: TaskManifest
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far an export's KV is from the float32 torch module's. runtime: what ran it. max_error, largest: of |difference| and of |KV|."""
+    """How far an export is from the float32 torch module. runtime: what ran it. max_error, largest: of |difference| and of |value|, of the output that is further off."""
 
     runtime: str
     tokens: int
@@ -39,7 +45,8 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """One export. Base, task and weights digest are the task's own when it was exported, so that a stale one is found out.
 
     format: "onnx" or "tensorrt". dtype: of linear layers and attention. lora: "merged", "separate" or "none". max_batch, max_tokens:
-    the largest batch and the longest prompt (0: no limit of its own). parity: None if nothing here could run it. versions: of what made it.
+    the largest batch and the longest prompt (0: no limit of its own). states: whether it gives `STATES`. parity: None if nothing here could run it.
+    versions: of what made it.
     """
 
     format: str
@@ -51,6 +58,7 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     opset: int
     max_batch: int
     max_tokens: int = 0
+    states: bool = False
     parity: Parity | None = None
     versions: dict[str, str] = {}
 
@@ -68,7 +76,8 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def check(self, base: BaseManifest, task: TaskManifest, format: str | None = None) -> None:
         """Raise ValueError naming the field by which this is not an export of ``task`` as it is now, in ``format``."""
-        expected = {"format": format or self.format, "task": task.name, "base_digest": base.digest, "weights_digest": task.weights_digest}
+        expected = {"format": format or self.format, "task": task.name, "base_digest": base.digest, "weights_digest": task.weights_digest,
+                    "states": task.whole_prompt}
         for field, value in expected.items():
             got = getattr(self, field)
             if got != value:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sun.model.manifest import BaseManifest, TaskManifest
 from sun.model.quantise import FULL
 from sun.model.weights import map_checkpoint
-from sun.prefill.exported import INPUT, ONNX_FILE, OUTPUT, ExportManifest
+from sun.prefill.exported import INPUT, ONNX_FILE, OUTPUT, STATES, ExportManifest
 from sun.prefill.jobs import Chunk
 
 
@@ -54,6 +54,7 @@ class OnnxExecutor:
     def __init__(self, folder: str | Path, checkpoint: str | Path, base: BaseManifest, task: TaskManifest, threads: int = 1):
         exported = ExportManifest.load(folder)
         exported.check(base, task, "onnx")
+        self.states, self._hidden = exported.states, base.hidden
         shares = exported.lora != "merged" and exported.dtype == FULL
         self._session, self._shared = session(Path(folder) / ONNX_FILE, threads, map_checkpoint(checkpoint) if shares else {})
 
@@ -64,4 +65,9 @@ class OnnxExecutor:
             binding = self._session.io_binding()
             binding.bind_cpu_input(INPUT, chunk.ids.unsqueeze(0).numpy())
             binding.bind_output(OUTPUT, "cpu", 0, np.float32, (1, *kv.shape), kv.data_ptr())
+            states = torch.empty(1, chunk.size, self._hidden if self.states else 0)
+            if self.states:
+                binding.bind_output(STATES, "cpu", 0, np.float32, tuple(states.shape), states.data_ptr())
             self._session.run_with_iobinding(binding)
+            if chunk.ends:
+                chunk.job.hidden = states[0, -1].clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,8 @@ from sun.model.manifest import BaseManifest, TaskManifest
 from sun.prefill.exported import ExportManifest
 from sun.prefill.jobs import Chunk
 
-Compute = Callable[[Tensor], Tensor]
-"""Token ids [batch, length] -> K and V [batch, layers, 2, kv_heads, length, head_dim]; see `sun.prefill.exported`."""
+Compute = Callable[[Tensor], Sequence[Tensor]]
+"""Token ids [batch, length] -> K and V [batch, layers, 2, kv_heads, length, head_dim], and what `sun.prefill.exported.outputs` has besides."""
 
 
 def batches(chunks: list[Chunk], most: int) -> Iterator[list[Chunk]]:
@@ -41,6 +41,7 @@ class PaddedExecutor:
         exported = ExportManifest.load(folder)
         exported.check(base, task, format)
         self.compute, self.max_batch, self.max_tokens = compute, exported.max_batch, exported.max_tokens
+        self.states, self._hidden = exported.states, base.hidden
 
     def run(self, chunks: list[Chunk]) -> None:
         """See `Executor.run`."""
@@ -48,9 +49,16 @@ class PaddedExecutor:
             ids = torch.zeros(len(batch), batch[0].size, dtype=torch.int64)
             for row, chunk in zip(ids, batch, strict=True):
                 row[: chunk.size] = chunk.ids
-            kv = self.compute(ids)
-            expected = (len(batch), *batch[0].job.kv.shape)
-            if kv.shape != expected or kv.dtype is not torch.float32:
-                raise RuntimeError(f"the exported model gave {list(kv.shape)} {kv.dtype}, expected {list(expected)} torch.float32")
+            kv, *states = self.compute(ids)
+            self._check(kv, (len(batch), *batch[0].job.kv.shape))
             for row, chunk in zip(kv, batch, strict=True):
                 chunk.job.kv.copy_(row[..., : chunk.size, :])
+            if self.states:
+                self._check(states[0], (*ids.shape, self._hidden))
+                for row, chunk in zip(states[0], batch, strict=True):
+                    chunk.job.hidden = row[chunk.size - 1].clone()
+
+    @staticmethod
+    def _check(tensor: Tensor, expected: tuple[int, ...]) -> None:
+        if tensor.shape != expected or tensor.dtype is not torch.float32:
+            raise RuntimeError(f"the exported model gave {list(tensor.shape)} {tensor.dtype}, expected {list(expected)} torch.float32")

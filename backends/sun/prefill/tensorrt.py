@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sun.prefill.exported import INPUT, OUTPUT
+from sun.prefill.exported import INPUT, outputs
 
 
 def missing() -> str | None:
@@ -26,15 +26,15 @@ def missing() -> str | None:
 
 
 class Plan:
-    """A plan as a function of token ids [batch, length] to KV, both on the CPU (`sun.prefill.padded.Compute`), by the profile that covers all shapes.
+    """A plan as a function of token ids [batch, length] to its outputs, all on the CPU (`sun.prefill.padded.Compute`), by the profile that covers all shapes.
 
-    device: where torch keeps what goes in and comes out; "cpu" is for a stand-in of TensorRT. Raises RuntimeError if it cannot read the plan.
+    device: where torch keeps what goes in and comes out; "cpu" is for a stand-in of TensorRT. states: see `outputs`. Raises RuntimeError if it cannot read the plan.
     """
 
-    def __init__(self, plan: Path, device: str = "cuda"):
+    def __init__(self, plan: Path, device: str = "cuda", states: bool = False):
         import tensorrt
 
-        self._device = torch.device(device)
+        self._device, self._outputs = torch.device(device), outputs(states)
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
         self._runtime = tensorrt.Runtime(tensorrt.Logger(tensorrt.Logger.WARNING))
         with self._here():
@@ -44,16 +44,16 @@ class Plan:
             self._context = self._engine.create_execution_context()
             self._context.set_optimization_profile_async(self._engine.num_optimization_profiles - 1, self._handle)
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor) -> list[Tensor]:
         with self._here():
             ids = ids.to(self._device)
             self._context.set_input_shape(INPUT, tuple(ids.shape))
-            kv = torch.empty(tuple(self._context.get_tensor_shape(OUTPUT)), dtype=torch.float32, device=self._device)
-            self._context.set_tensor_address(INPUT, ids.data_ptr())
-            self._context.set_tensor_address(OUTPUT, kv.data_ptr())
+            made = {name: torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=torch.float32, device=self._device) for name in self._outputs}
+            for name, tensor in {INPUT: ids, **made}.items():
+                self._context.set_tensor_address(name, tensor.data_ptr())
             if not self._context.execute_async_v3(self._handle):
                 raise RuntimeError("TensorRT did not run the plan; its log above says why")
-            return kv.cpu()
+            return [tensor.cpu() for tensor in made.values()]
 
     @property
     def _handle(self) -> int:

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from sun.model.loading import load_prefill
-from sun.model.manifest import BaseManifest
+from sun.model.manifest import BaseManifest, TaskManifest
 from sun.prefill.exported import EXPORT_FILE, ONNX_FILE, PLAN_FILE, ExportManifest, kv_model
 from sun.prefill.tensorrt import Plan
 from sun_build.export import parity, tensorrt
@@ -77,7 +77,7 @@ class Export:
             manifest = self._onnx(onnx)
             tensorrt.build_plan(trt, onnx / ONNX_FILE, folder / PLAN_FILE, made, self.adapter(), self.repository.parent / TIMING_CACHE)
             manifest = msgspec.structs.replace(
-                manifest, format="tensorrt", max_tokens=made[-1].most[1], parity=self._parity(trt, folder / PLAN_FILE, made[-1].most[1]),
+                manifest, format="tensorrt", max_tokens=made[-1].most[1], parity=self._parity(trt, folder / PLAN_FILE, manifest, made[-1].most[1]),
                 versions=manifest.versions | {"tensorrt": trt.__version__})
             manifest.save(folder)
             self._place(folder, manifest, out, len(made))
@@ -90,14 +90,15 @@ class Export:
         """
         trt, old = tensorrt.tensorrt_module(), out / kv_model(self.task) / "1"
         manifest, base = ExportManifest.load(old), BaseManifest.load(self.base_dir)
-        for field, value in {"format": "tensorrt", "lora": "separate", "base_digest": base.digest}.items():
+        states = TaskManifest.load(self.task_dir).whole_prompt
+        for field, value in {"format": "tensorrt", "lora": "separate", "base_digest": base.digest, "states": states}.items():
             if getattr(manifest, field) != value:
                 raise ValueError(f"{EXPORT_FILE} {field}: is {getattr(manifest, field)!r}, a refit needs {value!r}: build the plan anew")
         export = Export(self.repository, self.base_dir, self.task, manifest.dtype, False, manifest.opset, manifest.max_batch)
         task, _ = load_prefill(self.base_dir, self.task_dir)
         with scratch(out.absolute().parent) as folder:
             tensorrt.refit_plan(trt, old / PLAN_FILE, folder / PLAN_FILE, export.adapter())
-            manifest = msgspec.structs.replace(manifest, weights_digest=task.weights_digest, parity=export._parity(trt, folder / PLAN_FILE, manifest.max_tokens))
+            manifest = msgspec.structs.replace(manifest, weights_digest=task.weights_digest, parity=export._parity(trt, folder / PLAN_FILE, manifest, manifest.max_tokens))
             manifest.save(folder)
             self._place(folder, manifest, out, len(profiles(manifest.max_batch, manifest.max_tokens)))
         return manifest
@@ -109,12 +110,12 @@ class Export:
         """The initialisers that `refit` changes: none if the adapter is merged."""
         return PrefillModule.load(self.base_dir, self.task_dir, self.dtype, self.merged)[1].adapter
 
-    def _parity(self, trt, plan: Path, max_tokens: int) -> parity.Parity | None:
+    def _parity(self, trt, plan: Path, manifest: ExportManifest, max_tokens: int) -> parity.Parity | None:
         """The plan's own parity, where torch has the GPU to run it."""
         if not torch.cuda.is_available():
             return None
         model = load_prefill(self.base_dir, self.task_dir)[1]
-        found = parity.compare(Plan(plan), model, f"tensorrt {trt.__version__}", self.max_batch, max_tokens)
+        found = parity.compare(Plan(plan, states=manifest.states), model, f"tensorrt {trt.__version__}", self.max_batch, max_tokens, manifest.states)
         parity.check(found, self.dtype)
         return found
 
@@ -126,7 +127,7 @@ class Export:
         (made / "1").mkdir(parents=True)
         move(folder, made / "1")
         out.mkdir(exist_ok=True)
-        (made / "config.pbtxt").write_text(config_text(manifest, BaseManifest.load(self.base_dir).geometry, count, self.gpu))
+        (made / "config.pbtxt").write_text(config_text(manifest, BaseManifest.load(self.base_dir), count, self.gpu))
         shutil.rmtree(out / made.name, ignore_errors=True)
         made.replace(out / made.name)
 

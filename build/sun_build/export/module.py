@@ -1,4 +1,4 @@
-"""A task's prefill module as the torch module that exporters trace: token ids in, stacked KV out."""
+"""A task's prefill module as the torch module that exporters trace: token ids in, stacked KV out, and for whole prompts the states behind them."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ class LowLinear(Linear):
 
 
 class PrefillModule(nn.Module):
-    """``forward`` gives K and V of every layer, keys after RoPE, of prompts that are padded on their right.
+    """``forward`` gives what `sun.prefill.exported.outputs` names, of prompts that are padded on their right.
 
-    Attention is causal, so what stands behind a prompt changes nothing of its KV: prompts' lengths need not be known, and the KV of
-    padding is to be thrown away. Parameters have their names in the checkpoint; an adapter's halves are called
+    Attention is causal, so what stands behind a prompt changes nothing of its KV: prompts' lengths need not be known, and what comes
+    of padding is to be thrown away. Parameters have their names in the checkpoint; an adapter's halves are called
     ``model.<layer>.lora_A`` and ``lora_B``.
     dtype: of linear layers and attention, a key of `DTYPES`; all between them, and the KV, is float32. merged: an adapter is added
-    into the weights it belongs to, in place of parameters of its own.
+    into the weights it belongs to, in place of parameters of its own. states: `forward` gives the states after the last layer, too.
     """
 
     def __init__(self, base: BaseManifest, tensors: dict[str, Tensor], lora: dict[str, tuple[Tensor, Tensor]], dtype: str = "fp32",
-                 merged: bool = True):
+                 merged: bool = True, states: bool = False):
         super().__init__()
         if dtype not in DTYPES:
             raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
-        self.base, self.dtype = base, DTYPES[dtype]
+        self.base, self.dtype, self.states = base, DTYPES[dtype], states
         self.adapted = () if merged else tuple(sorted(lora))
         for name, tensor in tensors.items():
             down, up = lora.get(name.removeprefix("model.").removesuffix(".weight"), (None, None))
@@ -52,16 +52,15 @@ class PrefillModule(nn.Module):
 
     @classmethod
     def load(cls, base_dir: str | Path, task_dir: str | Path, dtype: str = "fp32", merged: bool = True) -> tuple[TaskManifest, PrefillModule]:
-        """A task's module from its folder. Raises ValueError as `load_prefill` does, and for a task of whole prompts."""
+        """A task's module from its folder. Raises ValueError as `load_prefill` does."""
         task, checked = load_prefill(base_dir, task_dir)
-        if task.whole_prompt:
-            raise ValueError(f"task {task.name!r}: its prefill module runs whole prompts (whole_prompt), and an exported one gives K and V alone; executors torch and cuda serve it")
         tensors = map_checkpoint(checkpoint_of(base_dir, task_dir, task))
         tensors.pop("lm_head.weight", None)  # prefill computes no logits
         lora = load_lora(task_dir) if task.weights == "lora" else {}
-        last = f"layers.{checked.geometry.layers - 1}."
-        lora = {name: halves for name, halves in lora.items() if not name.startswith(last) or name.endswith(("k_proj", "v_proj"))}
-        return task, cls(checked.base, tensors, lora, dtype, merged)
+        if not task.whole_prompt:
+            last = f"layers.{checked.geometry.layers - 1}."
+            lora = {name: halves for name, halves in lora.items() if not name.startswith(last) or name.endswith(("k_proj", "v_proj"))}
+        return task, cls(checked.base, tensors, lora, dtype, merged, task.whole_prompt)
 
     @property
     def adapter(self) -> dict[str, Tensor]:
@@ -90,8 +89,8 @@ class PrefillModule(nn.Module):
                     setattr(layer, attribute, LowLinear(tensors[f"model.{place}.weight"], tensors.get(f"model.{place}.bias"), lora.get(place)))
         return model
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """KV [batch, layers, 2, kv_heads, length, head_dim] float32 of token ids [batch, length] (int64)."""
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """KV [batch, layers, 2, kv_heads, length, head_dim] float32 of token ids [batch, length] (int64); with `states` those, too: [batch, length, hidden] float32."""
         batch, length = input_ids.shape
         kept: list[Tensor] = []
 
@@ -100,10 +99,17 @@ class PrefillModule(nn.Module):
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keep(layer, k, v)
+            return causal(q, k, v)
+
+        def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.to(self.dtype).unflatten(0, (batch, length)).transpose(1, 2) for x in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
             return out.transpose(1, 2).flatten(2).flatten(0, 1).float()
 
-        self._llama().fill(input_ids.flatten(), torch.arange(length).repeat(batch), attend, keep)
+        llama, positions = self._llama(), torch.arange(length).repeat(batch)
+        x = llama.fill(input_ids.flatten(), positions, attend, keep)
         # [layers, 2, batch * length, kv_heads, head_dim]
-        return torch.stack(kept).unflatten(2, (batch, length)).permute(2, 0, 1, 4, 3, 5)
+        kv = torch.stack(kept).unflatten(2, (batch, length)).permute(2, 0, 1, 4, 3, 5)
+        if not self.states:
+            return (kv,)
+        return kv, llama.end(x, positions, lambda q: causal(q, *kept[-1])).unflatten(0, (batch, length))

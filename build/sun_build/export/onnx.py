@@ -10,10 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sun.model.llama import Llama
 from sun.model.loading import load_prefill
-from sun.prefill.exported import INPUT, ONNX_FILE, OUTPUT, ExportManifest, Parity
+from sun.prefill.exported import INPUT, ONNX_FILE, ExportManifest, Parity, outputs
 from sun.prefill.onnx import session
 from sun_build.export import parity
 from sun_build.export.module import PrefillModule
@@ -42,7 +43,7 @@ def export_onnx(base_dir: Path, task_dir: Path, folder: Path, dtype: str = "fp32
     """Write a task's `model.onnx` (weights beside it in `model.onnx.data`) and `export.json` into ``folder``.
 
     dtype, merged: see `PrefillModule`. max_batch: what Triton is told; the graph takes any. The file must pass onnx's checker, and its
-    KV in ONNX Runtime must be torch's within `parity.LIMITS`; bf16, which ONNX Runtime does not compute on CPUs, is checked as the
+    outputs in ONNX Runtime must be torch's within `parity.LIMITS`; bf16, which ONNX Runtime does not compute on CPUs, is checked as the
     torch module that was traced. Raises ValueError as `load_prefill` does, RuntimeError for missing packages or a KV that is off.
     """
     if lack := missing():
@@ -55,7 +56,7 @@ def export_onnx(base_dir: Path, task_dir: Path, folder: Path, dtype: str = "fp32
     parity.check(found, dtype)
     manifest = ExportManifest(
         format="onnx", task=task.name, base_digest=task.base_digest, weights_digest=task.weights_digest, dtype=dtype,
-        lora="none" if task.weights != "lora" else "merged" if merged else "separate", opset=opset, max_batch=max_batch, parity=found,
+        lora="none" if task.weights != "lora" else "merged" if merged else "separate", opset=opset, max_batch=max_batch, states=task.whole_prompt, parity=found,
         versions={"torch": str(torch.__version__)} | {name: version_of(name) for name in PACKAGES})
     manifest.save(folder)
     return manifest
@@ -73,7 +74,7 @@ def trace(module: PrefillModule, path: Path, opset: int) -> None:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                module.eval(), (example,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=shapes)
+                module.eval(), (example,), dynamo=True, opset_version=opset, input_names=[INPUT], output_names=list(outputs(module.states)), dynamic_shapes=shapes)
     finally:
         logger.setLevel(level)
     assert program is not None  # it is only for the other exporter
@@ -91,6 +92,10 @@ def measured(path: Path, module: PrefillModule, model: Llama, dtype: str, max_ba
     """The export's parity, from ONNX Runtime where that computes its dtype, else from the traced module."""
     if dtype == "bf16":
         with torch.inference_mode():
-            return parity.compare(module, model, "torch", max_batch)
+            return parity.compare(module, model, "torch", max_batch, states=module.states)
     loaded, _ = session(path, threads=1)
-    return parity.compare(lambda ids: torch.from_numpy(loaded.run([OUTPUT], {INPUT: ids.numpy()})[0]), model, f"onnxruntime {version_of('onnxruntime')}", max_batch)
+
+    def compute(ids: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(made) for made in loaded.run(list(outputs(module.states)), {INPUT: ids.numpy()})]
+
+    return parity.compare(compute, model, f"onnxruntime {version_of('onnxruntime')}", max_batch, states=module.states)
