@@ -44,6 +44,8 @@ def flood(server: str, task: str, rate: float, seed: int) -> Iterator[Counter]:
     requests = draw([task], 0, AT_ONCE, seed, PROMPT, ANSWER)
 
     def ask(request: Request) -> None:
+        if over.is_set():  # what has waited on our side gets its turn when others are cut off, before the pool is told to drop it
+            return
         try:
             client.generate(request.task, request.prompt, sampling=request.sampling)
             counts["answered"] += 1
