@@ -14,6 +14,7 @@ from sun.decode.kv_pool import KVPool
 from sun.handoff.inline import Inline
 from sun.handoff.kv import hidden_state
 from sun.handoff.ticket import parse
+from sun.local import LocalFleet
 from sun.model.loading import load_decode, load_prefill
 from sun.model.manifest import TaskManifest, write_manifest
 from sun.prefill import executors
@@ -174,6 +175,31 @@ def test_requests_notice_nothing_while_a_task_becomes_one_of_the_other_kind(serv
     manifest = TaskManifest.load(folder)
     write_manifest(folder, msgspec.structs.replace(manifest, whole_prompt=not manifest.whole_prompt))
     assert service.ask(TEXT, task, ignore_eos=True).whole.token_ids == known
+    eventually(lambda: files(shm) == 0)
+
+
+@pytest.mark.parametrize("task", ["lora", "plain"])
+def test_nor_when_the_new_module_is_loaded_just_after_the_old_one_had_the_prompt(serve, shm, whole, tmp_path, task):
+    repository = tmp_path / "repository"
+    shutil.copytree(whole, repository)
+    folder = repository / f"prefill_{task}" / "1"
+    manifest = msgspec.structs.replace(old := TaskManifest.load(folder), whole_prompt=not old.whole_prompt)
+
+    class Loading(LocalFleet):
+        calls = 0
+
+        def prefill(self, name: str, ids: list[int]) -> list[bytes]:
+            self.calls += 1
+            if self.calls == 2:
+                self.prefills[name].hidden = tiny.SIZE["hidden_size"] if manifest.whole_prompt else 0
+            return super().prefill(name, ids)
+
+    write_manifest(folder, manifest)
+    known = serve(repository=repository, transport=shm).ask(TEXT, task, ignore_eos=True).whole.token_ids
+    write_manifest(folder, old)
+    service = serve(repository=repository, transport=shm, fleet=Loading)
+    write_manifest(folder, manifest)
+    assert service.ask(TEXT, task, ignore_eos=True).whole.token_ids == known and service.fleet.calls == 3
     eventually(lambda: files(shm) == 0)
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 
 import msgspec
 
+from sun.handoff.ticket import Ticket
 from sun.handoff.ticket import parse as parse_ticket
 from sun.handoff.transport import Transport
 from sun.messages import Admit, TokenEvent
@@ -45,6 +46,8 @@ GAUGE_POLLS = 5
 """Gauges are set, times between tokens told, and lost prefill modules looked for, at every so many polls: once a second."""
 MOST_PREFILLS = 2
 """A prompt that so many prefill processes did not survive is not given to another: it may be what kills them."""
+MOST_KINDS = 4
+"""How often a prompt is prefilled because a task's new files and its loaded module are not of one kind; each change in between takes one more."""
 CLOSE_S = 5.0
 
 
@@ -243,14 +246,16 @@ class Router:
         self.placement.assign(active)
 
     def _prefill(self, active: Active, task: TaskManifest) -> None:
-        """Have its prompt's KV made."""
-        for known in (task, msgspec.structs.replace(task, whole_prompt=not task.whole_prompt)):
-            active.shipment = self.fleet.prefill(known.name, known.prefilled(active.admit.prompt))
-            active.ticket = parse_ticket(active.shipment[0])
-            # Otherwise it is of what the task was before, or will be when its new files are loaded, and wants the prompt in the other way.
-            if bool(active.ticket.hidden) == known.whole_prompt:
+        """Have its prompt's KV made, again in the other way while the task's files and its loaded prefill module are not of one kind."""
+        for _ in range(MOST_KINDS):
+            shipment = self.fleet.prefill(task.name, task.prefilled(active.admit.prompt))
+            ticket = parse_ticket(shipment[0])
+            if bool(ticket.hidden) == task.whole_prompt:
+                active.shipment, active.ticket = shipment, ticket
                 return
-            self._release(active)
+            self._release(active, ticket)
+            task = msgspec.structs.replace(task, whole_prompt=not task.whole_prompt)
+        raise Gone(f"prefill_{task.name}: changed while it had the prompt, {MOST_KINDS} times")
 
     def _postpone(self, active: Active, error: Gone) -> None:
         """A request's prefill module is not there, or was lost with its prompt: it waits in the queue until there is one."""
@@ -300,15 +305,15 @@ class Router:
         if active.admit is not None:
             self.admission.ended(active)
             self._dispatch()
-        self._release(active)
+        self._release(active, active.ticket)
         if active.worker is not None and not finished:
             self.placement.abort(active.worker, [active.admission])
 
-    def _release(self, active: Active) -> None:
-        """Free its KV."""
-        if active.ticket is not None and active.ticket.transport in self.transports:
+    def _release(self, active: Active, ticket: Ticket | None) -> None:
+        """Free a prompt's KV, if there is any."""
+        if ticket is not None and ticket.transport in self.transports:
             try:
-                self.transports[active.ticket.transport].release(active.ticket)
+                self.transports[ticket.transport].release(ticket)
             except Exception as error:  # a handed-over ticket may name any location
                 log.warning("could not release the ticket of %s: %s", active.key, error)
 
