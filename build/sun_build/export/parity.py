@@ -34,16 +34,17 @@ def compare(compute: Compute, model: Llama, runtime: str, max_batch: int, max_to
     lengths = [min(length, max_tokens, model.base.max_context - 2) for length in LENGTHS]
     prompts = [torch.randint(model.base.vocab, (length,), generator=generator) for length in lengths]
     expected = [torch_outputs(model, ids, states) for ids in prompts]
-    worst = [0.0 for _ in expected[0]]
+    worst = torch.zeros(len(expected[0]))
     for some in (slice(len(prompts) - 1, None), *(slice(i, i + max_batch) for i in range(0, len(prompts), max_batch))):
         rows = prompts[some]
         kv, *rest = compute(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True))
         for i, (ids, wanted) in enumerate(zip(rows, expected[some], strict=True)):
             got = [kv[i][..., : len(ids), :], *(each[i, len(ids) - 1] for each in rest)]
-            worst = [max(so_far, float((a - b).abs().max())) for so_far, a, b in zip(worst, got, wanted, strict=True)]
-    largest = [max(float(each.abs().max()) for each in output) for output in zip(*expected, strict=True)]
-    error, value = max(zip(worst, largest, strict=True), key=lambda output: output[0] / output[1])
-    return Parity(runtime=runtime, tokens=sum(lengths), max_error=error, largest=value)
+            # Python's max() would pass over a NaN, which an overflow in float16 makes; torch's keep it.
+            worst = torch.maximum(worst, torch.stack([(a - b).abs().max() for a, b in zip(got, wanted, strict=True)]))
+    largest = torch.tensor([[each.abs().max() for each in outputs] for outputs in expected]).amax(dim=0)
+    of = int((worst / largest).argmax())
+    return Parity(runtime=runtime, tokens=sum(lengths), max_error=float(worst[of]), largest=float(largest[of]))
 
 
 def check(parity: Parity, dtype: str) -> None:
