@@ -114,7 +114,7 @@ def main() -> None:
     """Print a line per executor and write `perf/results/prefill.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path, default=Path("build/base"), help="the base model's folder")
-    parser.add_argument("--task", default="bash", help="a task of model_repository")
+    parser.add_argument("--task", default="math", help="a task of model_repository")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a pass; a prefill model of the server has 1")
     parser.add_argument("--lora", choices=LORA, nargs="+", default=LORA, help="how the adapter is exported")
     parser.add_argument("--opset", type=int, default=OPSET)

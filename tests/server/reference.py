@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,14 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 class Reference:
-    """One task in float32. adapter: peft's folder, None for the base's own weights. whole_prompt: the prefill model runs xn, too."""
+    """One task in float32. adapter: its folder, whose task.json says whether the prefill model runs xn, too; None for the base's own weights."""
 
-    def __init__(self, base_dir: Path, adapter: Path | None = None, whole_prompt: bool = False):
+    def __init__(self, base_dir: Path, adapter: Path | None = None):
         self.tokenizer = AutoTokenizer.from_pretrained(base_dir)
         self.decode = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
         prefill = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
         self.prefill = PeftModel.from_pretrained(prefill, adapter) if adapter else prefill
-        self.whole_prompt = whole_prompt
+        self.whole_prompt = adapter is not None and json.loads((adapter / "task.json").read_text()).get("whole_prompt", False)
 
     def prompt(self, text: str) -> torch.Tensor:
         """Token ids [1, n] of a user message."""

@@ -142,6 +142,6 @@ def test_a_decode_worker_refuses_a_bad_message(server, message, words):
 
 
 def test_a_ticket_that_the_worker_refuses_is_the_clients_own_fault(http):
-    ticket = requests.post(f"{http}/prefill_bash/generate", json={"input_ids": [1, 2, 3]}).json()["ticket"]
-    response = requests.post(f"{http}/sun/generate", json={"text_input": "hi", "task": "bash", "ticket": ticket, "prompt_ids": [1, 2, 3]})
+    ticket = requests.post(f"{http}/prefill_math/generate", json={"input_ids": [1, 2, 3]}).json()["ticket"]
+    response = requests.post(f"{http}/sun/generate", json={"text_input": "hi", "task": "math", "ticket": ticket, "prompt_ids": [1, 2, 3]})
     assert response.status_code == 400 and "ticket.tokens: got 3" in response.text
