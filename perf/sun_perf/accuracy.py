@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sun_build.tune.settings import TuneSettings
 from sun_perf import accuracy_report
-from sun_perf.accuracy_plan import HELD_OUT, ROWS, TASKS, Row, Task, compares, fits, settings_of, training
+from sun_perf.accuracy_plan import HELD_OUT, ROWS, STARTS, TASKS, Row, Task, compares, fits, settings_of, training
 from sun_perf.machine import commit, machine
 from sun_perf.results import RESULTS, write_result
 
@@ -46,7 +46,7 @@ def done(task: Task, row: Row) -> bool:
 
 
 def train(task: Task, weights: str, data: Path) -> dict:
-    """Tune one of `TRAININGS` into ``RUNS``; one that is there already is taken as it is, one that was cut off goes on."""
+    """Tune one of `TRAININGS` into ``RUNS``, and first what it starts with; one that is there already is taken as it is, one that was cut off goes on."""
     from sun.model.manifest import TASK_FILE, BaseManifest
     from sun_build.tune.run import SETTINGS_FILE, read_settings
     from sun_client.tuning import Tuning
@@ -58,7 +58,11 @@ def train(task: Task, weights: str, data: Path) -> dict:
         known = json.loads(note.read_text())
         if compares(TuneSettings(**known["settings"]), settings):
             return known
-    run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(task.file(data, "train.jsonl")), out, task.metric, settings)
+    start = None
+    if weights in STARTS:
+        train(task, STARTS[weights], data)
+        start = RUNS / task.name / STARTS[weights]
+    run = Tuning(task.name, BASE, BaseManifest.load(BASE), str(task.file(data, "train.jsonl")), out, task.metric, settings, start=start)
     rows, held_out, _ = run.read(HELD_OUT)
     cut_off = (out / SETTINGS_FILE).is_file() and not settings.differences(read_settings(out)) and not note.is_file()
     spent = out / "seconds"

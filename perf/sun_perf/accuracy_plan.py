@@ -56,6 +56,7 @@ TASKS = {task.name: task for task in (
     Task("banking_twice", "intent", 3074, TuneSettings(steps=2400, batch=8, eval_every=400, precision="bf16"), max_tokens=24, data="banking",
          rates={"sun_lora": 3e-4, "sun_all": 4e-4, "sun_whole": 3e-4, "qsun_retuned": 3e-4}),
     Task("math", "math", 329, _settings(660, 4, "bf16"), max_tokens=64, rates=SMALL_STEPS),
+    Task("math_again", "math", 329, replace(_settings(660, 4, "bf16"), seed=1), max_tokens=64, data="math", rates=SMALL_STEPS),
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bash_1400", "bash", 400, _settings(1400, 4, "bf16"), also=("flags", "utility"), data="bash", rates=SMALL_STEPS),
     Task("bfcl", "bfcl", 200, _settings(150, 6)),
@@ -73,8 +74,14 @@ TRAININGS = {
     "sun_all": {"adapter": "none", "lr": ALL_LR},
     "sun_whole": {"rank": LORA_RANK, "alpha": 2 * LORA_RANK, "lr": LORA_LR, "whole_prompt": True},
     "qsun_retuned": {"rank": LORA_RANK, "alpha": 2 * LORA_RANK, "lr": LORA_LR, "decode": SCHEME},
+    "qsun_further": {"decode": SCHEME},
+    "qsun_whole_further": {"decode": SCHEME},
 }
-"""What is trained: the settings that differ from the task's."""
+"""What is trained: the settings that differ from the task's, or, of those in `STARTS`, from what they start with."""
+STARTS = {"qsun_further": "sun_lora", "qsun_whole_further": "sun_whole"}
+"""Trainings that go on with another's weights."""
+FURTHER = 4
+"""Such a training has a fourth of the other's steps and a fourth of its peak rate."""
 
 
 @dataclass(frozen=True)
@@ -117,19 +124,26 @@ ROWS = {row.name: row for row in (
     Row("full", "full fine-tuning, decode of its own", "full", own=True),
     Row("naive", "naive: those weights as prefill, base decode", "full"),
     Row("sun_lora", f"SUN, LoRA (rank {LORA_RANK})", "sun_lora"),
-    Row("sun_cut", f"SUN, that LoRA cut down to rank {SHIPPED_RANK} (as shipped)", "sun_lora", cut=SHIPPED_RANK),
+    Row("sun_cut", f"SUN, that LoRA cut down to rank {SHIPPED_RANK}", "sun_lora", cut=SHIPPED_RANK),
     Row("sun_all", "SUN, all prefill weights", "sun_all"),
     Row("sun_whole", f"SUN, LoRA (rank {LORA_RANK}) of whole prompts", "sun_whole"),
     Row("sun_whole_cut", f"SUN, that LoRA of whole prompts cut down to rank {SHIPPED_RANK}", "sun_whole", cut=SHIPPED_RANK),
     Row("qsun", f"QSUN, the SUN LoRA with {SCHEME} decode", "sun_lora", scheme=SCHEME),
     Row("qsun_int8", f"QSUN, the adapter of rank {SHIPPED_RANK} with int8 decode", "sun_lora", scheme="int8", cut=SHIPPED_RANK),
     Row("qsun_whole", f"QSUN, the LoRA of whole prompts with {SCHEME} decode", "sun_whole", scheme=SCHEME),
-    Row("qsun_retuned", f"QSUN, LoRA re-tuned with {SCHEME} decode", "qsun_retuned", scheme=SCHEME),
+    Row("qsun_whole_int8", f"QSUN, the adapter of whole prompts of rank {SHIPPED_RANK} with int8 decode", "sun_whole", scheme="int8", cut=SHIPPED_RANK),
+    Row("qsun_retuned", f"QSUN, LoRA re-tuned from the base with {SCHEME} decode", "qsun_retuned", scheme=SCHEME),
+    Row("qsun_further", f"QSUN, the SUN LoRA tuned further with {SCHEME} decode", "qsun_further", scheme=SCHEME),
+    Row("qsun_whole_further", f"QSUN, the LoRA of whole prompts tuned further with {SCHEME} decode", "qsun_whole_further", scheme=SCHEME),
 )}
 
 
 def training(task: Task, weights: str) -> TuneSettings:
     """Settings of one of `TRAININGS` on a task; in float32, which is no less exact, where this machine is no faster in bfloat16."""
+    if weights in STARTS:
+        first = training(task, STARTS[weights])
+        steps = max(1, first.steps // FURTHER)
+        return replace(first, lr=first.lr / FURTHER, steps=steps, eval_every=steps, **TRAININGS[weights])
     made = replace(task.settings, **TRAININGS[weights])
     precision = made.precision if made.precision == "fp32" else fast_precision()
     return replace(made, lr=task.rates.get(weights, made.lr), precision=precision)
@@ -143,11 +157,12 @@ def compares(settings: TuneSettings, other: TuneSettings) -> bool:
 def settings_of(task: Task, row: Row) -> dict:
     """Everything that a row's score depends on, besides code and data."""
     tuned = None if row.weights is None else asdict(training(task, row.weights))
-    return {"training": tuned, "held_out": HELD_OUT, "own": row.own, "scheme": row.scheme, "cut": row.cut, "limit": task.limit, "metric": task.metric}
+    return {"training": tuned, "held_out": HELD_OUT, "own": row.own, "scheme": row.scheme, "cut": row.cut,
+            "start": STARTS.get(row.weights), "limit": task.limit, "metric": task.metric}
 
 
 def fits(result: dict, task: Task, row: Row) -> bool:
     """Whether a result is of these settings, in any precision; settings that it was written without have their defaults."""
-    made, wanted = {"cut": None, **result["settings"]}, settings_of(task, row)
+    made, wanted = {"cut": None, "start": None, **result["settings"]}, settings_of(task, row)
     one, other = made.pop("training"), wanted.pop("training")
     return made == wanted and (one == other if None in (one, other) else compares(TuneSettings(**one), TuneSettings(**other)))

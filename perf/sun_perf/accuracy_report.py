@@ -9,11 +9,21 @@ import numpy as np
 
 from sun_build.evaluate import interval
 from sun_build.tune.settings import TuneSettings
-from sun_perf.accuracy_plan import ROWS, TASKS, TRAININGS, fits
+from sun_perf.accuracy_plan import ROWS, TASKS, fits
 from sun_perf.machine import in_words
 from sun_perf.results import write_result
 
 MADE, BY_HAND = "<!-- made by make accuracy from here on -->\n", "<!-- written by hand from here on -->\n"
+
+PAIRS = (
+    ("sun_whole", "sun_lora", "SUN (LoRA)"), ("qsun", "sun_lora", "float32 decode"), ("qsun_whole", "sun_whole", "float32 decode"),
+    ("qsun_retuned", "sun_lora", "SUN (LoRA)"), ("qsun_further", "sun_lora", "SUN (LoRA)"), ("qsun_whole_further", "sun_whole", "that LoRA in float32"),
+    ("qsun_int8", "sun_cut", "float32 decode"), ("qsun_whole_int8", "sun_whole_cut", "float32 decode"))
+"""Rows that are held against another than full fine-tuning, and that one in words."""
+
+TRAINED = {"full": "full", "sun_lora": "SUN, LoRA", "sun_all": "SUN, all", "sun_whole": "whole prompts", "qsun_retuned": "QSUN re-tuned",
+           "qsun_further": "tuned further", "qsun_whole_further": "whole prompts tuned further"}
+"""The trainings, and what their columns are called."""
 
 
 def load(results: Path) -> dict[str, dict[str, dict]]:
@@ -41,28 +51,26 @@ def write(results: Path, page: Path) -> None:
 def tables(found: dict[str, dict[str, dict]]) -> str:
     """Scores, differences to full fine-tuning, and how each column was trained."""
     tasks = list(found)
-    text = "| | " + " | ".join(f"{task} ({TASKS[task].metric})" for task in tasks) + " |\n|---|" + "---|" * len(tasks) + "\n"
-    for row in ROWS.values():
-        text += f"| {row.title} | " + " | ".join(cell(found[task].get(row.name)) for task in tasks) + " |\n"
+    text = table([f"{task} ({TASKS[task].metric})" for task in tasks], {row.title: [cell(found[task].get(row.name)) for task in tasks] for row in ROWS.values()})
     text += "\n![scores](results/accuracy.png)\n\n"
     text += "Points (hundredths) against full fine-tuning on the same test examples, with the paired bootstrap's interval:\n\n"
-    text += "| | " + " | ".join(tasks) + " |\n|---|" + "---|" * len(tasks) + "\n"
-    for name in (name for name in ROWS if name not in ("base", "full")):
-        text += f"| {ROWS[name].title} | " + " | ".join(against(found[task], name, "full") for task in tasks) + " |\n"
-    for name, other, title in (("sun_whole", "sun_lora", "SUN (LoRA)"), ("qsun_whole", "sun_whole", "float32 decode"), ("qsun_retuned", "sun_lora", "SUN (LoRA)"),
-                               ("qsun_int8", "sun_cut", "float32 decode")):
-        text += f"| {ROWS[name].title}, against {title} | " + " | ".join(against(found[task], name, other) for task in tasks) + " |\n"
-    text += "\n| | test | steps x examples | training examples | seconds to train: full, SUN LoRA, SUN all, whole prompts, QSUN re-tuned | held-out loss of the same | learning rates |\n"
-    text += "|---|---|---|---|---|---|---|\n"
-    for task in tasks:
-        text += f"| {task} | " + " | ".join(training_cells(task, found[task])) + " |\n"
+    pairs = [(name, "full", ROWS[name].title) for name in ROWS if name not in ("base", "full")]
+    pairs += [(name, other, f"{ROWS[name].title}, against {title}") for name, other, title in PAIRS]
+    text += table(tasks, {title: [against(found[task], name, other) for task in tasks] for name, other, title in pairs})
+    text += "\nHow each column was trained: seconds, held-out loss, learning rate.\n\n"
+    text += table(["test", "steps x examples", "training examples", *TRAINED.values()], {task: training_cells(task, found[task]) for task in tasks})
     if also := [(task, metric) for task in tasks for metric in TASKS[task].also]:
-        text += "\nThe same answers by other metrics:\n\n| | " + " | ".join(f"{task} ({metric})" for task, metric in also) + " |\n|---|" + "---|" * len(also) + "\n"
-        for row in ROWS.values():
-            scores = [found[task][row.name]["also"][metric] if row.name in found[task] else None for task, metric in also]
-            text += f"| {row.title} | " + " | ".join("-" if score is None else f"{score:.3f}" for score in scores) + " |\n"
+        scores = {row.title: [found[task][row.name]["also"][metric] if row.name in found[task] else None for task, metric in also] for row in ROWS.values()}
+        text += "\nThe same answers by other metrics:\n\n" + table(
+            [f"{task} ({metric})" for task, metric in also], {title: ["-" if score is None else f"{score:.3f}" for score in row] for title, row in scores.items()})
     places = sorted({in_words(r["machine"]) for rows in found.values() for r in rows.values()})
     return text + "\nMeasured on: " + "; ".join(places) + ".\n\n"
+
+
+def table(columns: list[str], rows: dict[str, list[str]]) -> str:
+    """A table in Markdown of the rows that have something in a column."""
+    text = "| | " + " | ".join(columns) + " |\n|---|" + "---|" * len(columns) + "\n"
+    return text + "".join(f"| {title} | " + " | ".join(cells) + " |\n" for title, cells in rows.items() if set(cells) != {"-"})
 
 
 def study(results: Path) -> str:
@@ -94,18 +102,19 @@ def against(rows: dict[str, dict], name: str, other: str) -> str:
 
 def training_cells(task: str, rows: dict[str, dict]) -> list[str]:
     """How a column was trained."""
-    trained = {name: rows[name]["trained"] for name in TRAININGS if name in rows}
+    trained = {name: rows[name]["trained"] for name in TRAINED if name in rows}
     some = next(iter(trained.values()), None)
     settings = TASKS[task].settings
-    made = {name: TuneSettings(**rows[name]["settings"]["training"]) for name in trained}
-    rates = {name: f"{s.lr:g}" + (f" ({s.precision})" if s.precision != settings.precision else "") for name, s in made.items()}
 
-    def listed(values: dict) -> str:
-        return ", ".join(str(values.get(name, "-")) for name in TRAININGS)
+    def told(name: str) -> str:
+        if name not in trained:
+            return "-"
+        made = TuneSettings(**rows[name]["settings"]["training"])
+        return f"{trained[name]['seconds']}, {trained[name]['held_out_loss']}, {made.lr:g}" + (f" ({made.precision})" if made.precision != settings.precision else "")
 
     return [
         str(next(iter(rows.values()))["n"]), f"{settings.steps} x {settings.batch * settings.accumulate}", str(some["examples"]) if some else "-",
-        *(listed({name: t[key] for name, t in trained.items()}) for key in ("seconds", "held_out_loss")), listed(rates)]
+        *map(told, TRAINED)]
 
 
 def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
@@ -113,7 +122,8 @@ def draw(found: dict[str, dict[str, dict]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     colours = {"base": "#c9c9c9", "full": "#30475e", "naive": "#d98c5f", "sun_lora": "#f2b134", "sun_cut": "#f7cf7a", "sun_all": "#e0902f",
-               "sun_whole": "#8e6c8a", "sun_whole_cut": "#bfa5bc", "qsun_whole": "#5b8fb9", "qsun": "#9cc5a1", "qsun_int8": "#6fb39a", "qsun_retuned": "#49a078"}
+               "sun_whole": "#8e6c8a", "sun_whole_cut": "#bfa5bc", "qsun_whole": "#5b8fb9", "qsun": "#9cc5a1", "qsun_int8": "#6fb39a", "qsun_retuned": "#49a078",
+               "qsun_further": "#2f7d5b", "qsun_whole_int8": "#86aed0", "qsun_whole_further": "#2f6690"}
     figure = Figure(figsize=(2.6 + 2.2 * max(1, len(found)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(ROWS)

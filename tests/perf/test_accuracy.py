@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sun.model.loading import load_prefill
+from sun.model.loading import load_prefill, task_digest
 from sun.text.prompt import PromptSettings
 from sun_build.base import build_base
 from sun_build.contestants import staged
 from sun_build.tasks import describe_weights
-from sun_build.tune.run import SETTINGS_FILE
+from sun_build.tune.run import SETTINGS_FILE, SOURCES_FILE
 from sun_build.tune.settings import TuneSettings
 from sun_client.tuning import Tuning
 from sun_perf import accuracy, accuracy_plan, accuracy_report
@@ -116,7 +116,24 @@ def test_an_adapter_that_is_cut_down_runs_as_much_of_a_prompt_as_before(place):
         assert task.whole_prompt == whole_prompt and task.weights_digest != known.weights_digest
 
 
-def test_all_rows_of_a_column_are_trained_alike():
+def seen(settings: TuneSettings) -> tuple[int, ...]:
+    """What a training sees of the data."""
+    return settings.steps, settings.batch, settings.accumulate, settings.seed, settings.max_tokens, settings.eval_every
+
+
+def test_all_rows_of_a_column_are_trained_alike_and_what_goes_on_is_like_what_it_starts_with_but_for_the_decode_module():
     for task in accuracy_plan.TASKS.values():
-        trained = [accuracy_plan.training(task, weights) for weights in accuracy_plan.TRAININGS]
-        assert len({(s.steps, s.batch, s.accumulate, s.seed, s.max_tokens, s.eval_every) for s in trained}) == 1
+        made = {weights: accuracy_plan.training(task, weights) for weights in accuracy_plan.TRAININGS}
+        assert len({seen(settings) for weights, settings in made.items() if weights not in accuracy_plan.STARTS}) == 1
+        for weights, first in accuracy_plan.STARTS.items():
+            assert set(made[weights].differences(made[first])) == {"decode", "lr", "steps", "eval_every"}
+
+
+def test_a_training_that_goes_on_begins_with_the_others_weights_which_are_trained_first(place):
+    task = accuracy.TASKS["made"]
+    accuracy.make_rows(task, ["qsun_further"], place / "data")
+    told = json.loads(accuracy.result_path("made", "qsun_further").read_text())["settings"]
+    assert (told["start"], told["training"]["decode"], told["training"]["steps"]) == ("sun_lora", "int4", 1)
+    first = place / "runs" / "made" / "sun_lora"
+    sources = json.loads((place / "runs" / "made" / "qsun_further" / SOURCES_FILE).read_text())
+    assert sources["start"] == task_digest(first, "lora")
