@@ -121,21 +121,32 @@ def main() -> None:
         make_rows(TASKS[args.tasks[0]], args.rows, args.data)
         return
     missing = [(task, row) for task in args.tasks for row in args.rows if not done(TASKS[task], ROWS[row])]
-    # Rows of one training share its weights, so they are one job. Full fine-tuning takes longest and goes first.
-    jobs = list(dict.fromkeys((task, ROWS[row].weights) for task, row in missing))
-    jobs.sort(key=lambda job: (args.tasks.index(job[0]), job[1] is None))
+    jobs = jobs_of(missing)
     if any(task == "bfcl" for task, _ in jobs):
         from sun_build.bfcl_data import write
 
         write(RUNS / "data" / "bfcl")
     with ThreadPoolExecutor(args.jobs) as pool:
-        codes = list(pool.map(lambda job: _run(args, missing, *job), jobs))
+        codes = list(pool.map(lambda job: _run(args, *job, jobs[job]), jobs))
     accuracy_report.write(RESULTS, ROOT / "perf" / "accuracy.md")
     sys.exit(max(codes, default=0))
 
 
-def _run(args: argparse.Namespace, missing: list[tuple[str, str]], task: str, weights: str | None) -> int:
-    names = [row for column, row in missing if column == task and ROWS[row].weights == weights]
+def jobs_of(missing: list[tuple[str, str]]) -> dict[tuple[str, str | None], list[str]]:
+    """Rows (task, row) by what one process has to do: {(task, training or None): rows}, in the order to begin them.
+
+    Rows of one training share its weights, and so do those of trainings that go on with them: two processes would train the same twice, in one folder.
+    """
+    jobs: dict[tuple[str, str | None], list[str]] = {}
+    for task, row in missing:
+        weights = ROWS[row].weights
+        jobs.setdefault((task, STARTS.get(weights, weights)), []).append(row)
+    tasks = list(dict.fromkeys(task for task, _ in missing))
+    # Full fine-tuning takes longest and is a task's first, what needs no training its last.
+    return dict(sorted(jobs.items(), key=lambda job: (tasks.index(job[0][0]), job[0][1] is None)))
+
+
+def _run(args: argparse.Namespace, task: str, weights: str | None, names: list[str]) -> int:
     data = args.data if task != "bfcl" else RUNS / "data"
     log = RUNS / task / f"{weights or 'base'}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

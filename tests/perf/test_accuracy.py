@@ -137,3 +137,10 @@ def test_a_training_that_goes_on_begins_with_the_others_weights_which_are_traine
     first = place / "runs" / "made" / "sun_lora"
     sources = json.loads((place / "runs" / "made" / "qsun_further" / SOURCES_FILE).read_text())
     assert sources["start"] == task_digest(first, "lora")
+
+
+def test_what_shares_weights_is_made_by_one_process():
+    names = ["base", "full", "naive", "sun_lora", "qsun", "sun_whole", "qsun_further", "qsun_whole_further"]
+    jobs = accuracy.jobs_of([(task, name) for task in ("math", "bash") for name in names])
+    assert list(jobs.items()) == [((task, weights), rows) for task in ("math", "bash") for weights, rows in (
+        ("full", ["full", "naive"]), ("sun_lora", ["sun_lora", "qsun", "qsun_further"]), ("sun_whole", ["sun_whole", "qsun_whole_further"]), (None, ["base"]))]
