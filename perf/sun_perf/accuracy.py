@@ -122,7 +122,7 @@ def main() -> None:
         return
     missing = [(task, row) for task in args.tasks for row in args.rows if not done(TASKS[task], ROWS[row])]
     jobs = jobs_of(missing)
-    if any(task == "bfcl" for task, _ in jobs):
+    if any(TASKS[task].metric == "bfcl" for task, _ in jobs):
         from sun_build.bfcl_data import write
 
         write(RUNS / "data" / "bfcl")
@@ -147,7 +147,7 @@ def jobs_of(missing: list[tuple[str, str]]) -> dict[tuple[str, str | None], list
 
 
 def _run(args: argparse.Namespace, task: str, weights: str | None, names: list[str]) -> int:
-    data = args.data if task != "bfcl" else RUNS / "data"
+    data = args.data if TASKS[task].metric != "bfcl" else RUNS / "data"
     log = RUNS / task / f"{weights or 'base'}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     print(f"{task}: {', '.join(names)} (log: {log.relative_to(ROOT)})", flush=True)

@@ -60,6 +60,7 @@ TASKS = {task.name: task for task in (
     Task("bash", "bash", 400, _settings(240, 8), also=("flags", "utility")),
     Task("bash_1400", "bash", 400, _settings(1400, 4, "bf16"), also=("flags", "utility"), data="bash", rates=SMALL_STEPS),
     Task("bfcl", "bfcl", 200, _settings(150, 6)),
+    Task("bfcl_again", "bfcl", 200, replace(_settings(150, 6), seed=1), data="bfcl"),
 )}
 
 # Learning rates are written out, so that a change of a default does not change the table.
