@@ -34,16 +34,34 @@ class Watched:
         self.supervisor = Supervisor(server, self.said.append)
         self.pool = ThreadPoolExecutor(16)
 
-    def ask(self, task: str, sampling: dict) -> Future[list[int]]:
-        """The tokens of a streamed answer."""
+    def ask(self, task: str, sampling: dict, begun: threading.Event | None = None) -> Future[list[int]]:
+        """The tokens of a streamed answer. begun: is set when there is one, or none will come."""
+        begun = begun or threading.Event()
+
         def tokens() -> list[int]:
-            with SunClient(f"127.0.0.1:{self.server.ports.grpc}") as client:
-                return [token for piece in client.stream(task, PROMPT, sampling={**LENGTH, **sampling}, timeout=120) for token in piece.token_ids]
+            found: list[int] = []
+            try:
+                with SunClient(f"127.0.0.1:{self.server.ports.grpc}") as client:
+                    for piece in client.stream(task, PROMPT, sampling={**LENGTH, **sampling}, timeout=120):
+                        begun.set()
+                        found += piece.token_ids
+            finally:
+                begun.set()
+            return found
         return self.pool.submit(tokens)
 
     def ask_all(self) -> dict[tuple[str, int], Future[list[int]]]:
-        """Every task, greedy and seeded."""
-        return {(task, i): self.ask(task, sampling) for task in SHIPPED for i, sampling in enumerate(SAMPLINGS)}
+        """Every task, greedy and seeded, all at once but for their prompts.
+
+        No two prompts of a task are prefilled together: the last token of a whole prompt is never kept, it rounds by what runs with it, and a
+        low-bit module may answer otherwise then, with nothing mixed.
+        """
+        answers = {}
+        for i, sampling in enumerate(SAMPLINGS):
+            begun = {task: threading.Event() for task in SHIPPED}
+            answers |= {(task, i): self.ask(task, sampling, begun[task]) for task in SHIPPED}
+            assert all(event.wait(HEAL_S) for event in begun.values())
+        return answers
 
     def running(self, worker: str) -> bool:
         """Whether a worker decodes now."""
